@@ -1,0 +1,1 @@
+//! Typed settings of the host service, their layers, profiles and origins.

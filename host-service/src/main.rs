@@ -1,0 +1,2 @@
+//! The host service.
+fn main() {}

@@ -1,0 +1,1 @@
+//! What every Runtime, Gpu, PubSub and Telemetry must do, as functions over the traits.

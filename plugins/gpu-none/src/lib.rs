@@ -1,0 +1,1 @@
+//! No GPU: mandelboxes run without one.

@@ -1,0 +1,1 @@
+//! Configurable fake GPUs with moving statistics.

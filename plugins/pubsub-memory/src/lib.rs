@@ -1,0 +1,1 @@
+//! Desired state in memory, driven by the admin API, optionally kept in a file.

@@ -1,0 +1,1 @@
+//! A scriptable Runtime in memory, for tests and demonstrations.

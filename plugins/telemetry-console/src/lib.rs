@@ -1,0 +1,1 @@
+//! Records on standard error: pretty on a terminal, JSON lines otherwise.
