@@ -1,1 +1,13 @@
 //! What every Runtime, Gpu, PubSub and Telemetry must do, as functions over the traits.
+//!
+//! A behaviour is a function over a trait object, or over a fixture that a plugin's tests implement around it where
+//! the trait alone cannot bring about what is to be seen. [`report::run`] tries a list of them:
+//!
+//! ```ignore
+//! let report = conformance::report::run("gpu-sim", gpu.as_ref(), &conformance::gpu::behaviours()).await;
+//! assert!(report.holds(), "{report}");
+//! ```
+
+pub mod report;
+
+pub use report::{Behaviour, Outcome, Report, Unmet, Verdict};
