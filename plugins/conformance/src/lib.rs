@@ -8,6 +8,7 @@
 //! assert!(report.holds(), "{report}");
 //! ```
 
+pub mod gpu;
 pub mod report;
 
 pub use report::{Behaviour, Outcome, Report, Unmet, Verdict};
