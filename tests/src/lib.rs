@@ -1,1 +1,4 @@
 //! Whole-process tests of the host service and their harness.
+
+pub mod engine;
+pub mod wait;

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Keeps one engine while anybody holds its lease, then leaves nothing of it: guard.sh DIRECTORY [DOCKERD_ARG…]
+#
+# The engine's processes live in namespaces that end with their first process, world.sh, and so do its mounts,
+# interfaces and packet filter rules. What remains for this script to remove are control groups and the directory.
+# Should this script be killed, the kernel kills world.sh, and the next guard removes the rest.
+#
+# Two locks tell the state of a directory: users share `lease`, the guard holds `guard`.
+set -euo pipefail
+
+directory=$1
+shift
+
+# Removes the control groups and the directory of an engine that has ended.
+bury() {
+    local directory=$1 group
+    for group in /sys/fs/cgroup/"${directory##*/}" /sys/fs/cgroup/*/"${directory##*/}"; do
+        if [[ -d $group ]]; then find "$group" -depth -type d -delete || true; fi
+    done
+    # Nobody may find the directory half gone and take it for a new one.
+    mv "$directory" "$directory.gone"
+    rm -rf "$directory.gone"
+}
+
+# Removes what killed guards have left: directories whose two locks are both free.
+bury_abandoned() {
+    local other
+    for other in "${directory%/*}"/host-tests-*; do
+        if [[ $other == *.gone ]]; then
+            rm -rf "$other"
+        elif [[ $other != "$directory" && -f $other/guard ]]; then
+            (flock --nonblock 7 && flock --nonblock 8 && bury "$other") 7>>"$other/lease" 8>>"$other/guard" || true
+        fi
+    done
+}
+
+end() {
+    trap - EXIT
+    kill -KILL "$waiter" 2>/dev/null || true
+    kill -KILL "$(<"$directory/world")" 2>/dev/null || kill -KILL "$world" 2>/dev/null || true
+    # unshare ends after world.sh, which ends after every process of its namespace.
+    wait "$world" 2>/dev/null || true
+    bury "$directory"
+}
+
+exec 8>>"$directory/guard" 9>>"$directory/lease"
+flock --nonblock 8
+bury_abandoned
+
+setpriv --pdeathsig KILL \
+    unshare --mount --net --pid --fork --kill-child --propagation slave \
+    bash "$directory/world.sh" "$directory" "$@" 8>&- 9>&- &
+world=$!
+# The lock belongs to the open file, which this script has open too: once taken, it keeps new users out to the end.
+flock --exclusive 9 8>&- &
+waiter=$!
+trap end EXIT
+trap exit TERM INT HUP
+wait -n "$world" "$waiter" || true
