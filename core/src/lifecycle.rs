@@ -3,12 +3,12 @@
 //! ```text
 //!              Won            Launched           Delivered             Ready
 //!  Claiming ───────▶ Launching ───────▶ AwaitingClient ─────▶ AwaitingApplication ─────▶ Running
-//!     │ Lost             │                   │                        │                     │
-//!     │                  └────────┬──────────┴────────────────────────┴─────────────────────┘
-//!     │                           │ End(reason): failure, exit, order, vanished row, panic
-//!     ▼                           ▼
-//!    Gone ◀──────────────────── Ending
-//!           Removed: the container is observed to be gone
+//!     │                  │                   │                        │                     │
+//!     └──────────────────┴────────┬──────────┴────────────────────────┴─────────────────────┘
+//!                                 │ End(reason): lost claim, failure, exit, order, vanished row, panic
+//!                                 ▼
+//!                               Ending ───────▶ Gone
+//!                                      Removed: nothing of it is left, its container is observed to be gone
 //! ```
 //!
 //! Leases and files belong to the mandelbox until `Gone`: they are never given back while a container may use them.
@@ -75,7 +75,6 @@ impl Phase {
     pub fn after(self, event: Event) -> Result<Self, OutOfPlace> {
         match (self, event) {
             (Self::Claiming, Event::Won) => Ok(Self::Launching),
-            (Self::Claiming, Event::Lost) => Ok(Self::Gone(EndReason::ClaimLost)),
             (Self::Launching, Event::Launched) => Ok(Self::AwaitingClient),
             (Self::AwaitingClient, Event::Delivered) => Ok(Self::AwaitingApplication),
             (Self::AwaitingApplication, Event::Ready) => Ok(Self::Running),
@@ -96,8 +95,6 @@ impl Phase {
 pub enum Event {
     /// The claim was won.
     Won,
-    /// Somebody else has it, or the row is gone.
-    Lost,
     /// Its container runs.
     Launched,
     /// Its startup data came and was handed over.
@@ -106,7 +103,7 @@ pub enum Event {
     Ready,
     /// It is to end, or has ended by itself.
     End(EndReason),
-    /// Its container is gone.
+    /// Nothing of it is left.
     Removed,
 }
 
@@ -254,7 +251,6 @@ mod tests {
     fn events() -> impl Strategy<Value = Event> {
         prop::sample::select(vec![
             Event::Won,
-            Event::Lost,
             Event::Launched,
             Event::Delivered,
             Event::Ready,
@@ -293,8 +289,7 @@ mod tests {
                 }
                 if let Phase::Gone(reason) = &after {
                     let by_removal = event == Event::Removed && before == Phase::Ending(reason.clone());
-                    let never_began = before == Phase::Claiming && *reason == EndReason::ClaimLost;
-                    prop_assert!(by_removal || never_began);
+                    prop_assert!(by_removal);
                 }
                 phase = after;
             }

@@ -1,0 +1,40 @@
+//! Routes about the host as a whole.
+
+use std::time::Duration;
+
+use axum::{Json, extract::State, http::StatusCode};
+use host_core::planner::DrainCause;
+
+use super::{
+    body::Body,
+    error::ApiError,
+    show,
+    views::{DrainRequest, DrainView, ErrorView, StatusView},
+};
+use crate::host::{DrainOrder, Host};
+
+/// The whole service at a glance
+#[utoipa::path(get, path = "/v1/status", tag = "admin", responses((status = 200, body = StatusView)))]
+pub(crate) async fn status(State(host): State<Host>) -> Json<StatusView> {
+    Json(show::status(&host))
+}
+
+/// Takes no new mandelboxes, lets sessions end, and ends the service with the last
+///
+/// Answers as soon as the drain is ordered. A second order may only hurry the first.
+#[utoipa::path(
+    post, path = "/v1/drain", tag = "admin", request_body = DrainRequest,
+    responses((status = 202, body = DrainView), (status = 400, body = ErrorView)),
+)]
+pub(crate) async fn drain(
+    State(host): State<Host>,
+    Body(request): Body<DrainRequest>,
+) -> Result<(StatusCode, Json<DrainView>), ApiError> {
+    host.drain(DrainOrder {
+        cause: DrainCause::Operator,
+        deadline: request.deadline_ms.map(Duration::from_millis),
+        force: request.force,
+    });
+    let mandelboxes = host.board().len();
+    Ok((StatusCode::ACCEPTED, Json(DrainView { mandelboxes })))
+}

@@ -1,0 +1,99 @@
+//! The clients' one request, as the contract has it. The transport reads it by types of its own; these are for the
+//! description.
+#![expect(dead_code, reason = "types and functions that only describe")]
+
+use utoipa::ToSchema;
+
+/// What a client brings for its mandelbox.
+#[derive(ToSchema)]
+struct JsonTransportRequest {
+    /// Which mandelbox.
+    #[schema(pattern = "^[A-Za-z0-9_-]{1,64}$")]
+    mandelbox_id: String,
+    /// Who asks: a JSON Web Token whose subject the mandelbox was allocated to. Not needed where tokens are not
+    /// checked.
+    jwt_access_token: Option<String>,
+    /// Handed to the application: DPI, time zone, dark mode, location, …
+    json_data: JsonData,
+    /// What to run; local profiles only.
+    #[schema(example = "browsers/chrome")]
+    app_name: Option<String>,
+    /// Encrypts the user's configuration.
+    #[schema(min_length = 10)]
+    config_encryption_token: Option<String>,
+    /// There is no configuration under that token yet.
+    is_new_config_encryption_token: Option<bool>,
+    /// The browser's cookies.
+    #[schema(value_type = Option<Value>)]
+    cookies: Option<serde_json::Value>,
+    /// The browser's bookmarks.
+    #[schema(value_type = Option<Value>)]
+    bookmarks: Option<serde_json::Value>,
+}
+
+/// An object, or a text that holds one.
+#[derive(ToSchema)]
+#[schema(untagged)]
+enum JsonData {
+    /// As JSON.
+    #[schema(value_type = Object)]
+    Object(serde_json::Map<String, serde_json::Value>),
+    /// As text.
+    Text(String),
+}
+
+/// A mandelbox that is ready for its client.
+#[derive(ToSchema)]
+struct JsonTransportAnswer {
+    /// What the client needs.
+    result: JsonTransportResult,
+}
+
+/// Where a mandelbox is reached. There is one `port_…` for each of `[mandelbox] ports`; these are the default's.
+#[derive(ToSchema)]
+struct JsonTransportResult {
+    /// Host port of 32262/tcp.
+    port_32262: u16,
+    /// Host port of 32263/udp.
+    port_32263: u16,
+    /// Host port of 32273/tcp.
+    port_32273: u16,
+    /// 16 bytes in hex digits.
+    #[schema(pattern = "^[0-9a-f]{32}$")]
+    aes_key: String,
+}
+
+/// Why a client does not get its mandelbox.
+#[derive(ToSchema)]
+struct JsonTransportFailure {
+    /// Always `null`.
+    #[schema(value_type = Option<Object>)]
+    result: Option<()>,
+    /// For people.
+    error: String,
+    /// For machines.
+    code: String,
+}
+
+/// Brings a mandelbox its startup data and answers when it is ready
+///
+/// The request may come before or after the mandelbox is allocated, and is taken once: an identical one within the
+/// first minute gets the same answer. A client that goes away does not cancel the spin-up.
+#[utoipa::path(
+    put, path = "/json_transport", tag = "clients", request_body = JsonTransportRequest,
+    responses(
+        (status = 200, body = JsonTransportAnswer),
+        (status = 400, description = "malformed", body = JsonTransportFailure),
+        (status = 401, description = "the token is missing or bad", body = JsonTransportFailure),
+        (status = 403, description = "another user's mandelbox", body = JsonTransportFailure),
+        (status = 404, description = "unknown path", body = JsonTransportFailure),
+        (status = 405, description = "wrong method", body = JsonTransportFailure),
+        (status = 408, description = "nothing was allocated in time", body = JsonTransportFailure),
+        (status = 409, description = "startup data was delivered already", body = JsonTransportFailure),
+        (status = 413, description = "too large", body = JsonTransportFailure),
+        (status = 429, description = "too many wait", body = JsonTransportFailure),
+        (status = 500, description = "the spin-up failed and was undone", body = JsonTransportFailure),
+        (status = 503, description = "draining, or a component is down", body = JsonTransportFailure),
+    ),
+)]
+pub(super) fn json_transport() {}

@@ -1,0 +1,10 @@
+//! What this binary was built from.
+
+/// The version of the package.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The full commit hash; `unknown` when the build had neither git nor `HOST_SERVICE_COMMIT`.
+pub const COMMIT: &str = env!("HOST_SERVICE_COMMIT");
+
+/// The version of the plugin ABI; 0 while this binary loads no dynamic plugins.
+pub const ABI_VERSION: u32 = 0;

@@ -1,0 +1,140 @@
+//! Two tasks that look after the host: one collects figures and the GPUs' health, the other reports them and removes
+//! stale rows. Neither can stop the other: a report goes out with the last figures there are.
+
+use std::{sync::Arc, time::Duration};
+
+use host_core::{
+    PluginError, chain,
+    gpu::{Gpu, GpuStats},
+    lease::Pools,
+    pubsub::{Heartbeat, StaleAfter},
+};
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+use crate::{
+    deadline::within,
+    host::Condition,
+    orchestrator::Shared,
+    resources::{Collector, Resources},
+};
+
+/// Collects until it is dropped.
+pub(crate) async fn collect(shared: Arc<Shared>, gpu: Arc<dyn Gpu>, condition: watch::Sender<Condition>) {
+    let mut collector = Collector::new(&shared.settings.paths.root);
+    let mut every = interval(shared.settings.gpu.poll);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut failing = false;
+    loop {
+        every.tick().await;
+        let resources = collector.collect(&shared.metrics);
+        let gpus = look_at_gpus(&shared.pools, gpu.as_ref(), shared.settings.gpu.timeout).await;
+        if let Err(error) = &gpus {
+            shared.metrics.collector_failed("gpu");
+            if !failing {
+                tracing::warn!(error = %chain(error), "the GPUs could not be asked");
+            }
+        }
+        failing = gpus.is_err();
+        condition.send_modify(|condition| {
+            condition.resources = resources;
+            if let Ok(gpus) = gpus {
+                condition.gpus = gpus;
+            }
+        });
+    }
+}
+
+/// Tells the pool which GPUs there are and how they do; their figures.
+pub(crate) async fn look_at_gpus(pools: &Pools, gpu: &dyn Gpu, limit: Duration) -> Result<Vec<GpuStats>, PluginError> {
+    within(limit, "asking the GPUs", async {
+        let devices = gpu.enumerate().await?;
+        let health = gpu.health().await?;
+        pools.gpus.update(devices, &health);
+        gpu.stats().await
+    })
+    .await
+}
+
+/// Reports until it is dropped.
+pub(crate) async fn report(shared: Arc<Shared>, condition: watch::Receiver<Condition>) {
+    let pubsub = &shared.settings.pubsub;
+    let mut stale = interval(pubsub.stale_check);
+    stale.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let beats = async {
+        loop {
+            sleep(jittered(pubsub.heartbeat)).await;
+            let heartbeat = heartbeat(&condition.borrow());
+            beat(&shared, &heartbeat).await;
+        }
+    };
+    let sweeps = async {
+        loop {
+            stale.tick().await;
+            sweep(&shared).await;
+        }
+    };
+    tokio::join!(beats, sweeps);
+}
+
+/// Up to a tenth more or less, so that a fleet does not beat in step.
+fn jittered(period: Duration) -> Duration {
+    period.mul_f64(0.9 + 0.2 * rand::random::<f64>())
+}
+
+async fn beat(shared: &Shared, heartbeat: &Heartbeat) {
+    let beat = shared.pubsub.heartbeat(&shared.facts.name, heartbeat);
+    if let Err(error) = within(shared.settings.pubsub.timeout, "the heartbeat", beat).await {
+        tracing::warn!(error = %chain(&error), "the heartbeat could not be reported");
+    }
+}
+
+async fn sweep(shared: &Shared) {
+    let settings = &shared.settings.pubsub;
+    let after = StaleAfter { allocated: settings.stale_allocated, connecting: settings.stale_connecting };
+    let working_on: Vec<_> = shared.board.all().iter().map(|mandelbox| mandelbox.id().clone()).collect();
+    let removal = shared.pubsub.remove_stale(&shared.facts.name, after, &working_on);
+    match within(settings.timeout, "removing stale rows", removal).await {
+        Ok(removed) if removed.is_empty() => {}
+        Ok(removed) => tracing::info!(?removed, "stale rows removed"),
+        Err(error) => tracing::debug!(error = %chain(&error), "stale rows could not be removed"),
+    }
+}
+
+/// In the database's units.
+#[allow(clippy::cast_possible_truncation, reason = "figures of a machine are far below 2^63")]
+pub(crate) fn heartbeat(condition: &Condition) -> Heartbeat {
+    let Resources { memory_available_bytes, idle_cores, .. } = condition.resources;
+    let free: u64 = condition.gpus.iter().map(|gpu| gpu.memory_free_bytes).sum();
+    let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Heartbeat {
+        at_ms: at.as_millis() as i64,
+        memory_remaining_kb: (memory_available_bytes / 1024.0) as i64,
+        nanocpus_remaining: (idle_cores * 1e9) as i64,
+        gpu_vram_remaining_kb: (free / 1024) as i64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_heartbeat_is_in_the_databases_units() {
+        let gpus = vec![GpuStats { memory_free_bytes: 4096, ..GpuStats::default() }; 2];
+        let resources = Resources { memory_available_bytes: 2048.0, idle_cores: 1.5, ..Resources::default() };
+        let beat = heartbeat(&Condition { gpus, resources, ..Condition::default() });
+        let figures = (beat.memory_remaining_kb, beat.nanocpus_remaining, beat.gpu_vram_remaining_kb);
+        assert_eq!(figures, (2, 1_500_000_000, 8));
+    }
+
+    #[test]
+    fn jitter_stays_within_a_tenth() {
+        for _ in 0..1000 {
+            let period = jittered(Duration::from_secs(60));
+            assert!((54.0..=66.0).contains(&period.as_secs_f64()), "{period:?}");
+        }
+    }
+}

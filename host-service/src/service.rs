@@ -1,0 +1,378 @@
+//! The service from start to end: build (may do I/O, spawns nothing), run, drain.
+//!
+//! Tasks, all owned here: the two [watchers](crate::watchers), the two of the [monitor](crate::monitor), one per
+//! server, one for signals; the orchestrator runs in `run` itself and owns one task per mandelbox. The order of the
+//! end: the orchestrator returns when nothing is left, then servers finish what they have begun, the instance's row
+//! goes, the directories go, and the records are flushed last.
+
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use host_config::{Loaded, SeccompChoice, Settings};
+use host_core::{
+    InstanceName,
+    gpu::Gpu,
+    lease::Pools,
+    planner::DrainCause,
+    pubsub::Registered,
+    registry::{Context, Plugin, Plugins, Registry},
+    runtime::{Runtime, Seccomp},
+    telemetry::Telemetry,
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    deadline::within,
+    files::{Owner, Root},
+    host::{Condition, DrainOrder, Host, Parts},
+    identity,
+    leftovers::Leftovers,
+    lobby::{Lobby, LobbyLimits},
+    mandelbox::Board,
+    metrics::Metrics,
+    monitor,
+    orchestrator::{Inputs, Orchestrator, Shared},
+    plugins,
+    records::Records,
+    telemetry::Dispatch,
+    watchers,
+};
+
+/// Sightings that may wait for the orchestrator; the engine's stream waits when there are more.
+const SIGHTINGS: usize = 1024;
+/// Requests in flight when everything else has ended get this long.
+const SERVERS_END: Duration = Duration::from_secs(5);
+
+/// How to run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RunOptions {
+    /// Remove what an earlier service left, instead of refusing to start over it.
+    pub purge_leftovers: bool,
+}
+
+/// Runs the service until it is drained.
+///
+/// # Errors
+/// It could not start, or could not end cleanly. Telemetry was told.
+pub async fn run(loaded: Loaded, options: RunOptions) -> anyhow::Result<()> {
+    let registry = plugins::registry();
+    let telemetry = telemetry(&registry, &loaded).await?;
+    telemetry.install(&loaded.settings.telemetry.filter).context("telemetry.filter")?;
+    let flush = loaded.settings.telemetry.flush;
+    let result = serve(&registry, loaded, options, &telemetry).await;
+    if let Err(error) = &result {
+        tracing::error!(error = format!("{error:#}"), "the service ends by an error");
+    }
+    telemetry.flush(flush).await;
+    result
+}
+
+async fn serve(registry: &Registry, loaded: Loaded, options: RunOptions, telemetry: &Dispatch) -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
+    let service = tokio::select! {
+        service = Service::build(registry, loaded, options, telemetry) => service?,
+        () = signals.next() => anyhow::bail!("stopped by a signal before the start was complete"),
+    };
+    match service {
+        Some(service) => service.run(signals).await,
+        None => Ok(()),
+    }
+}
+
+/// Everything that is needed, ready to run.
+struct Service {
+    host: Host,
+    shared: Arc<Shared>,
+    gpu: Arc<dyn Gpu>,
+    servers: Servers,
+    condition: watch::Sender<Condition>,
+    drains: mpsc::UnboundedReceiver<DrainOrder>,
+}
+
+impl Service {
+    /// `None` when the control plane does not want this host.
+    async fn build(
+        registry: &Registry,
+        loaded: Loaded,
+        options: RunOptions,
+        telemetry: &Dispatch,
+    ) -> anyhow::Result<Option<Self>> {
+        let started = Instant::now();
+        let settings = Arc::new(loaded.settings.clone());
+        let records = Arc::new(Records::open(&settings.paths.state)?);
+        let owner = Owner { uid: settings.mandelbox.uid, gid: settings.mandelbox.gid };
+        let root = Root::open(&settings.paths.root, owner)
+            .with_context(|| format!("paths.root {} cannot be made", settings.paths.root.display()))?;
+        let name = identity::name(settings.instance.name.as_ref()).context("instance.name")?;
+        let (runtime, gpu, pubsub) = tokio::try_join!(
+            runtime(registry, &loaded),
+            build(&registry.gpus, "gpu", &settings.gpu.plugin, &loaded),
+            build(&registry.pubsubs, "pubsub", &settings.pubsub.plugin, &loaded),
+        )?;
+        clear_leftovers(runtime.as_ref(), &records, &root, &name, &settings, options).await?;
+        let pools = pools(&settings);
+        let gpus = monitor::look_at_gpus(&pools, gpu.as_ref(), settings.gpu.timeout).await.context("the GPUs")?;
+        let facts = Arc::new(identity::facts(&loaded, capacity(&settings, &pools))?);
+        telemetry.identify(facts.clone());
+        let condition = Condition { gpus, ..Condition::default() };
+        let (condition, _) = watch::channel(condition);
+        let (drain_orders, drains) = mpsc::unbounded_channel();
+        let shared = Arc::new(Shared {
+            profile: loaded.profile,
+            facts,
+            runtime,
+            pubsub,
+            pools,
+            lobby: lobby(&settings),
+            board: Arc::new(Board::default()),
+            root,
+            records,
+            metrics: Arc::new(Metrics::default()),
+            seccomp: seccomp(&settings.mandelbox.seccomp)?,
+            hurry: CancellationToken::new(),
+            settings,
+        });
+        let host = host(&shared, drain_orders, condition.subscribe(), started);
+        let servers = Servers::bind(&host, &shared).await?;
+        if !register(&shared, &condition).await? {
+            shared.end();
+            return Ok(None);
+        }
+        Ok(Some(Self { host, shared, gpu, servers, condition, drains }))
+    }
+
+    async fn run(self, signals: Signals) -> anyhow::Result<()> {
+        let Self { host, shared, gpu, servers, condition, drains } = self;
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let (desired_in, desired) = watch::channel(None);
+        let (sightings_in, sightings) = mpsc::channel(SIGHTINGS);
+        let background = |task| tasks.spawn(stop.clone().run_until_cancelled_owned(task));
+        background(boxed(watchers::watch_pubsub(shared.clone(), desired_in, condition.clone())));
+        background(boxed(watchers::watch_runtime(shared.clone(), sightings_in, condition.clone())));
+        background(boxed(monitor::report(shared.clone(), condition.subscribe())));
+        background(boxed(monitor::collect(shared.clone(), gpu, condition.clone())));
+        let killed = CancellationToken::new();
+        background(boxed(obey(signals, host.clone(), killed.clone())));
+        servers.run(&tasks, &stop);
+        tracing::info!(
+            instance = %shared.facts.name,
+            profile = %shared.profile,
+            capacity = shared.facts.capacity,
+            took_ms = host.uptime().as_secs_f64() * 1e3,
+            "Entering event loop…"
+        );
+        let orchestrator = Orchestrator::new(shared.clone(), Inputs { desired, sightings, drains }, condition);
+        let cause = tokio::select! {
+            cause = orchestrator.run() => cause,
+            () = killed.cancelled() => anyhow::bail!("killed by a third signal; what is left is for --purge-leftovers"),
+        };
+        unregister(&shared, cause).await;
+        stop.cancel();
+        tasks.close();
+        if tokio::time::timeout(SERVERS_END, tasks.wait()).await.is_err() {
+            tracing::warn!("a server did not end in time");
+        }
+        drop(host);
+        finish(shared, cause)
+    }
+}
+
+fn boxed(task: impl Future<Output = ()> + Send + 'static) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
+    Box::pin(task)
+}
+
+/// The plugin of that name, built from its section.
+async fn build<P: ?Sized + 'static>(
+    plugins: &Plugins<P>,
+    kind: &str,
+    name: &str,
+    loaded: &Loaded,
+) -> anyhow::Result<Arc<P>> {
+    let plugin: &Plugin<P> = plugins.get(name).with_context(|| format!("there is no {kind} plugin {name:?}"))?;
+    let context = Context { state_dir: loaded.settings.paths.state.clone(), local: loaded.profile.is_local() };
+    let built = plugin.build(&loaded.section(kind, name), context).await;
+    built.with_context(|| format!("{kind} plugin {name} cannot be used"))
+}
+
+async fn telemetry(registry: &Registry, loaded: &Loaded) -> anyhow::Result<Dispatch> {
+    let mut plugins: Vec<Arc<dyn Telemetry>> = Vec::new();
+    for name in &loaded.settings.telemetry.plugins {
+        plugins.push(build(&registry.telemetries, "telemetry", name, loaded).await?);
+    }
+    Ok(Dispatch::new(plugins, loaded.profile.name()))
+}
+
+async fn runtime(registry: &Registry, loaded: &Loaded) -> anyhow::Result<Arc<dyn Runtime>> {
+    let runtime = build(&registry.runtimes, "runtime", &loaded.settings.runtime.plugin, loaded).await?;
+    let limit = loaded.settings.mandelbox.timeouts.start;
+    let info = within(limit, "asking the container engine", runtime.health()).await.with_context(|| {
+        format!("runtime plugin {} has no engine to work with", loaded.settings.runtime.plugin)
+    })?;
+    tracing::info!(engine = info.name, version = info.version, api = info.api_version, "container engine reached");
+    Ok(runtime)
+}
+
+async fn clear_leftovers(
+    runtime: &dyn Runtime,
+    records: &Records,
+    root: &Root,
+    name: &InstanceName,
+    settings: &Settings,
+    options: RunOptions,
+) -> anyhow::Result<()> {
+    let limit = settings.mandelbox.timeouts.remove;
+    let leftovers = Leftovers::find(runtime, records, root, name, limit).await?;
+    if leftovers.is_empty() {
+        return Ok(());
+    }
+    anyhow::ensure!(
+        options.purge_leftovers,
+        "an earlier host-service left this behind:\n{leftovers}look at it, then remove exactly this with \
+         `host-service run --purge-leftovers`"
+    );
+    tracing::warn!(leftovers = %leftovers, "removing what an earlier host-service left");
+    Ok(leftovers.purge(runtime, records, root, limit).await?)
+}
+
+/// The service's own ports are never leased, and the search begins anywhere, so that a restarted service does not
+/// begin with ports its predecessor's clients still know.
+fn pools(settings: &Settings) -> Pools {
+    let own = [settings.http.listen.port(), settings.metrics.listen.port()];
+    let mut ports: Vec<u16> = settings.mandelbox.port_range.numbers().filter(|port| !own.contains(port)).collect();
+    let begin = rand::random_range(0..ports.len().max(1));
+    ports.rotate_left(begin);
+    warn_of_ephemeral_ports(settings);
+    Pools::new(
+        ports,
+        settings.mandelbox.port_quarantine,
+        settings.mandelbox.tty_range.numbers(),
+        settings.gpu.slots_per_gpu,
+        || tokio::time::Instant::now().into_std(),
+    )
+}
+
+fn warn_of_ephemeral_ports(settings: &Settings) {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut bounds = range.split_whitespace().filter_map(|bound| bound.parse::<u16>().ok());
+    let (Some(low), Some(high)) = (bounds.next(), bounds.next()) else { return };
+    let ours = settings.mandelbox.port_range;
+    if ours.start <= high && low <= ours.end {
+        tracing::warn!(%ours, low, high, "mandelbox.port_range overlaps the ports that the kernel gives to clients");
+    }
+}
+
+/// How many mandelboxes fit, by whatever is scarcest.
+fn capacity(settings: &Settings, pools: &Pools) -> u32 {
+    let per_mandelbox = settings.mandelbox.ports.len().max(1);
+    let fits = pools.ttys.size().min(pools.ports.size() / per_mandelbox);
+    let fits = u32::try_from(fits).unwrap_or(u32::MAX);
+    [settings.mandelbox.capacity, pools.gpus.capacity()].into_iter().flatten().fold(fits, u32::min)
+}
+
+fn lobby(settings: &Settings) -> Arc<Lobby> {
+    Lobby::new(LobbyLimits {
+        max_waiting: settings.http.max_waiting as usize,
+        wait: settings.mandelbox.timeouts.client,
+        answer_again: settings.mandelbox.answer_again,
+    })
+}
+
+fn seccomp(choice: &SeccompChoice) -> anyhow::Result<Seccomp> {
+    Ok(match choice {
+        SeccompChoice::Default => Seccomp::Default,
+        SeccompChoice::Unconfined => Seccomp::Unconfined,
+        SeccompChoice::File(path) => Seccomp::Profile(read(path).context("mandelbox.seccomp")?),
+    })
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))
+}
+
+fn host(
+    shared: &Arc<Shared>,
+    drains: mpsc::UnboundedSender<DrainOrder>,
+    condition: watch::Receiver<Condition>,
+    started: Instant,
+) -> Host {
+    Host::new(Parts {
+        settings: shared.settings.clone(),
+        profile: shared.profile,
+        facts: shared.facts.clone(),
+        runtime: shared.runtime.clone(),
+        pubsub: shared.pubsub.clone(),
+        pools: shared.pools.clone(),
+        lobby: shared.lobby.clone(),
+        board: shared.board.clone(),
+        drains,
+        condition,
+        started,
+    })
+}
+
+/// `false` when the control plane does not want this host: it shuts down quietly.
+async fn register(shared: &Shared, condition: &watch::Sender<Condition>) -> anyhow::Result<bool> {
+    let heartbeat = monitor::heartbeat(&condition.borrow());
+    let registration = shared.pubsub.register(&shared.facts, &heartbeat);
+    match within(shared.settings.pubsub.timeout, "registering this instance", registration).await? {
+        Registered::Active => Ok(true),
+        Registered::Unwanted(status) => {
+            tracing::info!(%status, "the control plane does not want this host; shutting down");
+            Ok(false)
+        }
+    }
+}
+
+async fn unregister(shared: &Shared, cause: DrainCause) {
+    let removal = shared.pubsub.unregister(&shared.facts.name);
+    if let Err(error) = within(shared.settings.pubsub.timeout, "removing the instance's row", removal).await {
+        tracing::warn!(error = %host_core::chain(&error), ?cause, "the instance's row stays");
+    }
+}
+
+/// The last files.
+fn finish(shared: Arc<Shared>, cause: DrainCause) -> anyhow::Result<()> {
+    let left = shared.records.all().unwrap_or_default();
+    shared.end();
+    anyhow::ensure!(left.is_empty(), "{} mandelboxes could not be taken down; see --purge-leftovers", left.len());
+    tracing::info!(?cause, "nothing is left; the service ends");
+    Ok(())
+}
+
+/// The process's signals: each wakes [`Signals::next`] once.
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// The first signal drains, the second hurries, the third kills.
+async fn obey(mut signals: Signals, host: Host, killed: CancellationToken) {
+    signals.next().await;
+    host.drain(DrainOrder { cause: DrainCause::Signal, deadline: None, force: false });
+    signals.next().await;
+    tracing::warn!("a second signal: ending every session now; a third one kills the service");
+    host.drain(DrainOrder { cause: DrainCause::Signal, deadline: Some(Duration::ZERO), force: true });
+    signals.next().await;
+    killed.cancel();
+}

@@ -1,0 +1,152 @@
+//! The two ears of the host: each subscribes, passes on what it hears, and subscribes again when the connection is
+//! lost. After every subscription the full state is read, so nothing that happened meanwhile is missed.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures::{StreamExt, stream::BoxStream};
+use host_core::{
+    MandelboxId, PluginError, chain,
+    lifecycle::Phase,
+    planner::LABEL_INSTANCE,
+    pubsub::DesiredState,
+    runtime::{Container, ContainerEvent, ContainerId, RuntimeEvent, Selector},
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::interval,
+};
+
+use crate::{deadline::within, host::Condition, mandelbox::Board, orchestrator::Shared, retry::Pauses};
+
+/// A silent loss of events, which no engine should have, costs at most this.
+const LIST_EVERY: Duration = Duration::from_secs(30);
+/// Between tries to reach what does not answer.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// What the engine showed.
+#[derive(Debug)]
+pub(crate) enum Sighting {
+    /// A container changed.
+    Event(ContainerEvent),
+    /// Every container of this host, and which were expected to be there when the list was asked for.
+    List { containers: Vec<Container>, expected: BTreeMap<MandelboxId, ContainerId> },
+}
+
+/// Keeps `desired` at what the control plane wants. Runs until it is dropped.
+pub(crate) async fn watch_pubsub(
+    shared: Arc<Shared>,
+    desired: watch::Sender<Option<DesiredState>>,
+    condition: watch::Sender<Condition>,
+) {
+    let mut pauses = Pauses::up_to(LONGEST_PAUSE);
+    loop {
+        let error = match subscribe(&shared).await {
+            Ok(mut states) => loop {
+                match states.next().await {
+                    Some(Ok(state)) => {
+                        pauses.reset();
+                        set_error(&condition, |c| &mut c.pubsub_error, None);
+                        shared.metrics.pubsub_up(true);
+                        desired.send_replace(Some(state));
+                    }
+                    Some(Err(error)) => break chain(&error),
+                    None => break "the connection was lost".to_owned(),
+                }
+            },
+            Err(error) => chain(&error),
+        };
+        tracing::warn!(error, "the control plane is not heard; watching again");
+        shared.metrics.pubsub_up(false);
+        set_error(&condition, |c| &mut c.pubsub_error, Some(error));
+        pauses.pause().await;
+    }
+}
+
+async fn subscribe(shared: &Shared) -> Result<BoxStream<'static, Result<DesiredState, PluginError>>, PluginError> {
+    within(shared.settings.pubsub.timeout, "watching the control plane", shared.pubsub.watch(&shared.facts.name)).await
+}
+
+/// Passes on what the engine does to this host's containers. Runs until it is dropped.
+pub(crate) async fn watch_runtime(
+    shared: Arc<Shared>,
+    sightings: mpsc::Sender<Sighting>,
+    condition: watch::Sender<Condition>,
+) {
+    let mut pauses = Pauses::up_to(LONGEST_PAUSE);
+    loop {
+        let ended = hear_runtime(&shared, &sightings, &condition, &mut pauses).await;
+        let error = ended.map_or_else(|error| chain(&error), |()| "the connection was lost".to_owned());
+        if sightings.is_closed() {
+            return;
+        }
+        tracing::warn!(error, "the container engine is not heard; subscribing again");
+        shared.metrics.runtime_up(false);
+        set_error(&condition, |c| &mut c.runtime_error, Some(error));
+        pauses.pause().await;
+    }
+}
+
+/// One subscription, until its connection is lost.
+async fn hear_runtime(
+    shared: &Shared,
+    sightings: &mpsc::Sender<Sighting>,
+    condition: &watch::Sender<Condition>,
+    pauses: &mut Pauses,
+) -> Result<(), PluginError> {
+    let selector = Selector::label(LABEL_INSTANCE, shared.facts.name.as_str());
+    let limit = shared.settings.mandelbox.timeouts.start;
+    let mut events = within(limit, "subscribing to events", shared.runtime.events(&selector)).await?;
+    let mut lists = interval(LIST_EVERY);
+    loop {
+        let sighting = tokio::select! {
+            event = events.next() => match event {
+                Some(Ok(RuntimeEvent::Container(event))) => Sighting::Event(event),
+                Some(Ok(RuntimeEvent::Gap)) => list(shared, &selector).await?,
+                Some(Err(error)) => return Err(error),
+                None => return Ok(()),
+            },
+            // The first tick is at once: what happened before the subscription.
+            _ = lists.tick() => {
+                let list = list(shared, &selector).await?;
+                pauses.reset();
+                set_error(condition, |c| &mut c.runtime_error, None);
+                shared.metrics.runtime_up(true);
+                list
+            }
+        };
+        if sightings.send(sighting).await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+async fn list(shared: &Shared, selector: &Selector) -> Result<Sighting, PluginError> {
+    let expected = expected(&shared.board);
+    let limit = shared.settings.mandelbox.timeouts.start;
+    let containers = within(limit, "listing containers", shared.runtime.list(selector)).await?;
+    Ok(Sighting::List { containers, expected })
+}
+
+/// Containers that have been started and are not being taken down.
+fn expected(board: &Board) -> BTreeMap<MandelboxId, ContainerId> {
+    let started = board.all().into_iter().filter_map(|mandelbox| {
+        let state = mandelbox.state();
+        let starting = matches!(state.phase, Phase::Claiming | Phase::Launching);
+        let container = state.container.filter(|_| !starting && !mandelbox.is_ending())?;
+        Some((mandelbox.id().clone(), container))
+    });
+    started.collect()
+}
+
+fn set_error(
+    condition: &watch::Sender<Condition>,
+    which: fn(&mut Condition) -> &mut Option<String>,
+    error: Option<String>,
+) {
+    condition.send_if_modified(|condition| {
+        let place = which(condition);
+        let changed = *place != error;
+        *place = error;
+        changed
+    });
+}
