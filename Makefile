@@ -1,0 +1,73 @@
+# What there is to do with this repository; README.md says more. Longer recipes lie in scripts/.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+
+CARGO ?= cargo
+CARGO_TARGET_DIR ?= target
+IMAGE := build/test-mandelbox.tar
+NEXTEST_PROFILE ?= $(if $(CI),ci,default)
+
+.PHONY: help run runlocaldevwithdb rundev runstaging runprod build image setup test check format lint audit bench upload
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1 /p' Makefile | while read -r name does; do printf '%-20s %s\n' "$$name" "$$does"; done
+
+run: ## the service here, for development, with the engine and the image that it needs
+	@scripts/run.sh localdev
+
+runlocaldevwithdb: ## the same with a local database
+	@scripts/run.sh localdevwithdb
+
+rundev: ## the service as in the dev environment
+	@scripts/run.sh dev
+
+runstaging: ## the service as in the staging environment
+	@scripts/run.sh staging
+
+runprod: ## the service as in production
+	@scripts/run.sh prod
+
+build: ## build/host-service, the release binary
+	@scripts/setup.sh build
+	$(CARGO) build --release --package host-service
+	@install -D $(CARGO_TARGET_DIR)/release/host-service build/host-service
+
+image: ## build/test-mandelbox.tar, the test mandelbox's images
+	@scripts/setup.sh build
+	tests/mandelbox/make-image.sh $(IMAGE)
+
+setup: ## installs whatever this machine lacks to build, run, test and check
+	@scripts/setup.sh build engine test lint
+
+test: ## every test, on a real engine
+	@scripts/setup.sh build engine test
+	@scripts/test.sh --profile $(NEXTEST_PROFILE) $(TEST_ARGS)
+
+check: ## everything that CI runs
+	@$(MAKE) setup
+	@$(MAKE) lint
+	@$(MAKE) test
+
+format: ## formats the code
+	$(CARGO) fmt --all
+
+lint: ## format, clippy, documentation, dependencies, shell scripts; a warning is an error
+	@scripts/setup.sh build lint
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- --deny warnings
+	RUSTDOCFLAGS='--deny warnings' $(CARGO) doc --workspace --no-deps --quiet
+	$(CARGO) fetch --locked --quiet
+	$(CARGO) deny --offline --locked check --hide-inclusion-graph bans licenses sources
+	shellcheck .ci/run scripts/*.sh tests/mandelbox/*.sh tests/src/engine/*.sh
+
+audit: ## known vulnerabilities in dependencies; needs the advisory database, which is on GitHub
+	@scripts/setup.sh lint
+	$(CARGO) deny check advisories
+
+bench: ## what it costs
+	@scripts/setup.sh build engine
+	$(CARGO) bench --package host-tests
+
+upload: ## a release archive, copied to UPLOAD_TARGET: a directory or s3://BUCKET/PREFIX
+	@scripts/upload.sh

@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# Installs what this machine lacks, and nothing that it has: setup.sh PURPOSE…
+#
+#   build    a C linker for Rust
+#   engine   Docker and the tools that isolate the tests' engines
+#   test     cargo-nextest
+#   lint     cargo-deny, shellcheck
+#
+# Needs Debian or Ubuntu, root or sudo, and a Rust toolchain. Says nothing when there is nothing to do.
+set -euo pipefail
+
+# Debian keeps system programs out of an ordinary user's PATH.
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:${CARGO_HOME:-$HOME/.cargo}/bin
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+lacks() {
+    ! command -v "$1" >/dev/null
+}
+
+as_root() {
+    if [[ $EUID -eq 0 ]]; then "$@"; else sudo "$@"; fi
+}
+
+# quietly WHAT COMMAND…: shows the command's output only when it fails.
+quietly() {
+    local what=$1
+    shift
+    echo "setup: $what" >&2
+    if ! "$@" >"$log" 2>&1 </dev/null; then
+        cat "$log" >&2
+        echo "setup: $what failed" >&2
+        return 1
+    fi
+}
+
+install_packages() {
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "$@" ||
+        { as_root apt-get update && as_root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "$@"; }
+}
+
+# need PROGRAM PACKAGE…: notes the packages if the program is not there.
+need() {
+    if lacks "$1"; then packages+=("${@:2}"); fi
+}
+
+# need_crate PROGRAM: notes the crate of the same name if the program is not there.
+need_crate() {
+    if lacks "$1"; then crates+=("$1"); fi
+}
+
+packages=()
+crates=()
+for purpose in "$@"; do
+    case $purpose in
+        build) need cc gcc libc6-dev ;;
+        engine)
+            need dockerd docker.io
+            need iptables iptables
+            need ip iproute2
+            need unshare util-linux
+            ;;
+        test) need_crate cargo-nextest ;;
+        lint)
+            need shellcheck shellcheck
+            need_crate cargo-deny
+            ;;
+        *)
+            echo "setup.sh: unknown purpose '$purpose'" >&2
+            exit 64
+            ;;
+    esac
+done
+
+if lacks cargo; then
+    echo "setup: no Rust toolchain: install one from https://rustup.rs" >&2
+    exit 1
+fi
+if [[ ${#packages[@]} -gt 0 ]]; then
+    quietly "installing ${packages[*]}" install_packages "${packages[@]}"
+fi
+for crate in "${crates[@]}"; do
+    quietly "building $crate, which takes minutes" env -u CARGO_TARGET_DIR cargo install --locked "$crate"
+done
