@@ -20,7 +20,7 @@ const MAX_PATH_BYTES: usize = 45;
 #[derive(Debug)]
 pub(super) struct Place {
     directory: PathBuf,
-    _lease: File,
+    lease: File,
 }
 
 impl Place {
@@ -38,10 +38,7 @@ impl Place {
 
     fn enter(directory: PathBuf) -> Result<Self> {
         let lease = take_lease(&directory).with_context(|| format!("cannot use {}", directory.display()))?;
-        Ok(Self {
-            directory,
-            _lease: lease,
-        })
+        Ok(Self { directory, lease })
     }
 
     pub(super) fn directory(&self) -> &Path {
@@ -81,15 +78,15 @@ impl Place {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
             Err(error) => return Err(error),
         }
-        detached("flock")
-            .args(["--shared".as_ref(), self.path("lease").as_os_str()])
+        // Its standard input is this very lock, which it thereby shares from its first moment on.
+        detached("tail")
             .args([
-                "tail",
                 "--sleep-interval=0.1",
                 "--follow",
                 "/dev/null",
                 &format!("--pid={runner}"),
             ])
+            .stdin(self.lease.try_clone()?)
             .spawn()
             .map(drop)
     }
