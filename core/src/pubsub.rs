@@ -147,7 +147,7 @@ pub enum Registered {
 pub enum Claim {
     /// This caller, and no other, moved the row from `ALLOCATED` to `CONNECTING`.
     Won(MandelboxRow),
-    /// The row is gone, or was not `ALLOCATED`.
+    /// The row is gone, is another host's, or was not `ALLOCATED`.
     Lost,
 }
 
@@ -183,11 +183,11 @@ pub trait PubSub: Send + Sync + fmt::Debug + 'static {
     /// the connection is lost; the caller watches again and gets the full state first.
     async fn watch(&self, instance: &InstanceName) -> Result<BoxStream<'static, Result<DesiredState>>>;
 
-    /// Makes this host `ACTIVE`.
+    /// Makes this host `ACTIVE`. Registering again from the same machine (`cloud_id`) succeeds.
     ///
     /// # Errors
     /// `Invalid` when the row does not match these facts (the error names each), `NotFound` when there must be a
-    /// row and is none, `Conflict` when another host is active under this name.
+    /// row and is none, `Conflict` when another machine is active under this name.
     async fn register(&self, facts: &InstanceFacts, heartbeat: &Heartbeat) -> Result<Registered>;
 
     /// Moves a row of this instance from `ALLOCATED` to `CONNECTING`, atomically: of any number of callers
@@ -205,7 +205,8 @@ pub trait PubSub: Send + Sync + fmt::Debug + 'static {
     /// Reports resources. A row that is gone stays gone.
     async fn heartbeat(&self, instance: &InstanceName, heartbeat: &Heartbeat) -> Result<()>;
 
-    /// Sets this host's status to `DRAINING`.
+    /// Sets this host's status to `DRAINING`. A host that was given up (`HOST_SERVICE_UNRESPONSIVE`) stays so, and a
+    /// row that is gone stays gone.
     async fn mark_draining(&self, instance: &InstanceName) -> Result<()>;
 
     /// Deletes a mandelbox's row of this instance.
@@ -214,8 +215,8 @@ pub trait PubSub: Send + Sync + fmt::Debug + 'static {
     /// Deletes this host's row, and with it all its mandelboxes' rows.
     async fn unregister(&self, instance: &InstanceName) -> Result<()>;
 
-    /// Deletes rows of this instance that stay too long in `ALLOCATED` or `CONNECTING`, except those of
-    /// `working_on`. Returns which.
+    /// Deletes rows of this instance that were created too long ago for their `ALLOCATED` or `CONNECTING`, except
+    /// those of `working_on`. Returns which.
     async fn remove_stale(
         &self,
         instance: &InstanceName,
