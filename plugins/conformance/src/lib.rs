@@ -9,6 +9,7 @@
 //! ```
 
 pub mod gpu;
+pub mod pubsub;
 pub mod report;
 
 pub use report::{Behaviour, Outcome, Report, Unmet, Verdict};

@@ -162,7 +162,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Tries every behaviour on `subject`, one after another; each leaves the subject as it was.
+/// Tries every behaviour on `subject`, one after another, on one subject.
 pub async fn run<S: ?Sized>(implementation: &str, subject: &S, behaviours: &[Behaviour<S>]) -> Report {
     let mut tried = Vec::with_capacity(behaviours.len());
     for behaviour in behaviours {
@@ -221,7 +221,7 @@ mod tests {
     }
 
     async fn panics(_: &str) -> Verdict {
-        panic!("at the disco")
+        panic!("on purpose")
     }
 
     async fn hangs(_: &str) -> Verdict {
@@ -240,7 +240,7 @@ mod tests {
                 Outcome::Passed,
                 failed("it is not empty"),
                 Outcome::Skipped("a GPU".to_owned()),
-                failed("it panicked: at the disco"),
+                failed("it panicked: on purpose"),
                 failed("it was not done within 1s"),
             ]
         );
