@@ -53,7 +53,11 @@ enum Step {
     /// No client yet.
     Vacant,
     /// The startup data is here, or with the owner once `data` is taken.
-    Taken { digest: [u8; 32], data: Option<StartupData>, progress: watch::Sender<Progress> },
+    Taken {
+        digest: [u8; 32],
+        data: Option<StartupData>,
+        progress: watch::Sender<Progress>,
+    },
     /// Answered; `again` is forgotten after a while, because it holds the key.
     Answered { again: Option<Again> },
     /// Failed, and not gone yet.
@@ -74,7 +78,11 @@ enum Meeting {
     /// A mandelbox.
     Seated(Seated),
     /// What late requests are told; `user` is `None` when it was never known whose it is.
-    Ended { failure: Failure, user: Option<UserId>, until: Instant },
+    Ended {
+        failure: Failure,
+        user: Option<UserId>,
+        until: Instant,
+    },
 }
 
 /// The meetings by id.
@@ -89,7 +97,13 @@ pub(super) struct Register {
 
 impl Register {
     pub(super) fn new(limits: LobbyLimits) -> Self {
-        Self { limits, meetings: BTreeMap::new(), closed: None, last_number: 0, next_expiry: None }
+        Self {
+            limits,
+            meetings: BTreeMap::new(),
+            closed: None,
+            last_number: 0,
+            next_expiry: None,
+        }
     }
 
     /// When a request that comes now has waited long enough for its allocation.
@@ -108,7 +122,11 @@ impl Register {
             Some(Meeting::Seated(seated)) => return seated.join(request, self.closed.as_ref()),
             Some(Meeting::Ended { failure, user, .. }) => {
                 let stranger = user.as_ref().is_some_and(|user| !may(&request.subject, user));
-                return Err(if stranger { Failure::Forbidden } else { failure.clone() });
+                return Err(if stranger {
+                    Failure::Forbidden
+                } else {
+                    failure.clone()
+                });
             }
             Some(Meeting::Expected(asks)) => {
                 if let Some(ask) = asks.iter_mut().find(|ask| same(&ask.digest, &request.digest)) {
@@ -123,8 +141,19 @@ impl Register {
         }
         self.check_room(&request)?;
         let (progress, receiver) = watch::channel(Progress::Expected);
-        let ClientRequest { id, subject, digest, data } = request;
-        let ask = Ask { subject, digest, data, deadline, progress };
+        let ClientRequest {
+            id,
+            subject,
+            digest,
+            data,
+        } = request;
+        let ask = Ask {
+            subject,
+            digest,
+            data,
+            deadline,
+            progress,
+        };
         // Anything else than requests has answered above.
         if let Meeting::Expected(asks) = self.meetings.entry(id).or_insert(Meeting::Expected(Vec::new())) {
             asks.push(ask);
@@ -138,7 +167,9 @@ impl Register {
     fn check_room(&self, request: &ClientRequest) -> Result<(), Failure> {
         let (mut all, mut of_user, mut of_user_and_id) = (0, 0, 0);
         for (id, meeting) in &self.meetings {
-            let Meeting::Expected(asks) = meeting else { continue };
+            let Meeting::Expected(asks) = meeting else {
+                continue;
+            };
             let same_user = asks.iter().filter(|ask| ask.subject == request.subject).count();
             all += asks.len();
             of_user += same_user;
@@ -167,7 +198,12 @@ impl Register {
         if matches!(step, Step::Taken { .. }) {
             wake.notify_one();
         }
-        let seated = Seated { number, user: user.clone(), wake, step };
+        let seated = Seated {
+            number,
+            user: user.clone(),
+            wake,
+            step,
+        };
         self.meetings.insert(id.clone(), Meeting::Seated(seated));
         number
     }
@@ -193,7 +229,9 @@ impl Register {
         if self.seated(id, number).is_none() {
             return; // a later seat has taken over
         }
-        let Some(Meeting::Seated(mut seated)) = self.meetings.remove(id) else { return };
+        let Some(Meeting::Seated(mut seated)) = self.meetings.remove(id) else {
+            return;
+        };
         seated.answer(Err(ended_early(&seated.step)), now);
         let failure = match seated.step {
             Step::Failed(failure) => failure,
@@ -225,7 +263,8 @@ impl Register {
                 asks.drain(..).for_each(|ask| ask.answer(failure.clone()));
             }
         }
-        self.meetings.retain(|_, meeting| !matches!(meeting, Meeting::Expected(_)));
+        self.meetings
+            .retain(|_, meeting| !matches!(meeting, Meeting::Expected(_)));
         self.closed = Some(failure);
     }
 
@@ -265,7 +304,8 @@ impl Register {
 
     fn end(&mut self, id: &MandelboxId, failure: Failure, user: Option<UserId>, now: Instant) {
         let until = now + self.limits.answer_again;
-        self.meetings.insert(id.clone(), Meeting::Ended { failure, user, until });
+        self.meetings
+            .insert(id.clone(), Meeting::Ended { failure, user, until });
         self.expires_at(until);
         let ends = || {
             self.meetings.iter().filter_map(|(id, meeting)| match meeting {
@@ -290,7 +330,10 @@ impl Meeting {
                 expired.for_each(|ask| ask.answer(Failure::NotAllocated));
                 !asks.is_empty()
             }
-            Self::Seated(Seated { step: Step::Answered { again }, .. }) => {
+            Self::Seated(Seated {
+                step: Step::Answered { again },
+                ..
+            }) => {
                 again.take_if(|again| again.until <= now);
                 true
             }
@@ -303,7 +346,10 @@ impl Meeting {
     fn expiry(&self) -> Option<Instant> {
         match self {
             Self::Expected(asks) => asks.iter().map(|ask| ask.deadline).min(),
-            Self::Seated(Seated { step: Step::Answered { again: Some(again) }, .. }) => Some(again.until),
+            Self::Seated(Seated {
+                step: Step::Answered { again: Some(again) },
+                ..
+            }) => Some(again.until),
             Self::Seated(_) => None,
             Self::Ended { until, .. } => Some(*until),
         }
@@ -331,7 +377,11 @@ impl Seated {
                     return Err(failure.clone());
                 }
                 let (progress, receiver) = watch::channel(Progress::Seated);
-                self.step = Step::Taken { digest: request.digest, data: Some(request.data), progress };
+                self.step = Step::Taken {
+                    digest: request.digest,
+                    data: Some(request.data),
+                    progress,
+                };
                 self.wake.notify_one();
                 Ok(receiver)
             }
@@ -355,7 +405,13 @@ impl Seated {
                 progress.send_replace(Progress::Answered(outcome.clone()));
                 match outcome {
                     Err(failure) => Step::Failed(failure),
-                    Ok(answer) => Step::Answered { again: Some(Again { digest, answer, until }) },
+                    Ok(answer) => Step::Answered {
+                        again: Some(Again {
+                            digest,
+                            answer,
+                            until,
+                        }),
+                    },
                 }
             }
             step @ (Step::Answered { .. } | Step::Failed(_)) => step,
@@ -373,14 +429,27 @@ fn seat(mut asks: Vec<Ask>, user: &UserId) -> Step {
         .or_else(|| asks.iter().position(of_user))
         .map(|place| asks.remove(place));
     for ask in asks {
-        let failure = if of_user(&ask) { Failure::AlreadyDelivered } else { Failure::Forbidden };
+        let failure = if of_user(&ask) {
+            Failure::AlreadyDelivered
+        } else {
+            Failure::Forbidden
+        };
         ask.answer(failure);
     }
     match chosen {
         None => Step::Vacant,
-        Some(Ask { digest, data, progress, .. }) => {
+        Some(Ask {
+            digest,
+            data,
+            progress,
+            ..
+        }) => {
             progress.send_replace(Progress::Seated);
-            Step::Taken { digest, data: Some(data), progress }
+            Step::Taken {
+                digest,
+                data: Some(data),
+                progress,
+            }
         }
     }
 }
@@ -397,6 +466,13 @@ fn same(a: &[u8; 32], b: &[u8; 32]) -> bool {
 
 /// What is said when a mandelbox is gone without having answered.
 fn ended_early(step: &Step) -> Failure {
-    let stage = if matches!(step, Step::Vacant) { Stage::Client } else { Stage::Application };
-    Failure::SpinUpFailed { stage, message: "the mandelbox ended before it was ready".into() }
+    let stage = if matches!(step, Step::Vacant) {
+        Stage::Client
+    } else {
+        Stage::Application
+    };
+    Failure::SpinUpFailed {
+        stage,
+        message: "the mandelbox ended before it was ready".into(),
+    }
 }
