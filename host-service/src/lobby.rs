@@ -48,10 +48,13 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use register::{Progress, Register};
+use ask::Progress;
+use register::Register;
 
+mod ask;
 mod failure;
 mod register;
+mod seated;
 #[cfg(test)]
 mod tests;
 

@@ -1,15 +1,18 @@
 //! All meetings, as plain data: every operation is synchronous and is told what time it is.
 
-use std::{collections::BTreeMap, mem, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
-use host_core::{MandelboxId, UserId, lifecycle::Stage};
-use subtle::ConstantTimeEq;
+use host_core::{MandelboxId, UserId};
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
 };
 
-use super::{Answer, ClientRequest, Failure, LobbyLimits, Outcome, StartupData};
+use super::{
+    ClientRequest, Failure, LobbyLimits, Outcome, StartupData,
+    ask::{Ask, Progress, may, same},
+    seated::Seated,
+};
 
 /// Distinct requests of one user for one id that may wait: a client and its impatient second try.
 const PER_USER_AND_ID: usize = 4;
@@ -19,57 +22,6 @@ const PER_USER: usize = 8;
 
 /// Ends remembered. Each is an id, a user and a message; beyond this the oldest goes early.
 const ENDS: usize = 1024;
-
-/// How far a request has come.
-#[derive(Debug)]
-pub(super) enum Progress {
-    /// There is no mandelbox yet.
-    Expected,
-    /// Its data is delivered and the mandelbox works on it.
-    Seated,
-    /// Done.
-    Answered(Outcome),
-}
-
-/// One distinct request, and through `progress` everybody who sent it.
-struct Ask {
-    subject: Option<UserId>,
-    digest: [u8; 32],
-    data: StartupData,
-    deadline: Instant,
-    progress: watch::Sender<Progress>,
-}
-
-/// A mandelbox's seat.
-struct Seated {
-    number: u64,
-    user: UserId,
-    wake: Arc<Notify>,
-    step: Step,
-}
-
-/// How far a mandelbox has come with its client.
-enum Step {
-    /// No client yet.
-    Vacant,
-    /// The startup data is here, or with the owner once `data` is taken.
-    Taken {
-        digest: [u8; 32],
-        data: Option<StartupData>,
-        progress: watch::Sender<Progress>,
-    },
-    /// Answered; `again` is forgotten after a while, because it holds the key.
-    Answered { again: Option<Again> },
-    /// Failed, and not gone yet.
-    Failed(Failure),
-}
-
-/// What the identical request gets.
-struct Again {
-    digest: [u8; 32],
-    answer: Arc<Answer>,
-    until: Instant,
-}
 
 /// Everything about one id.
 enum Meeting {
@@ -121,11 +73,13 @@ impl Register {
         match self.meetings.get_mut(&request.id) {
             Some(Meeting::Seated(seated)) => return seated.join(request, self.closed.as_ref()),
             Some(Meeting::Ended { failure, user, .. }) => {
-                let stranger = user.as_ref().is_some_and(|user| !may(&request.subject, user));
-                return Err(if stranger {
-                    Failure::Forbidden
-                } else {
+                let of_user = user
+                    .as_ref()
+                    .is_none_or(|user| may(request.subject.as_ref(), user));
+                return Err(if of_user {
                     failure.clone()
+                } else {
+                    Failure::Forbidden
                 });
             }
             Some(Meeting::Expected(asks)) => {
@@ -140,26 +94,17 @@ impl Register {
             return Err(failure.clone());
         }
         self.check_room(&request)?;
-        let (progress, receiver) = watch::channel(Progress::Expected);
-        let ClientRequest {
-            id,
-            subject,
-            digest,
-            data,
-        } = request;
-        let ask = Ask {
-            subject,
-            digest,
-            data,
-            deadline,
-            progress,
-        };
+        let meeting = self
+            .meetings
+            .entry(request.id.clone())
+            .or_insert(Meeting::Expected(Vec::new()));
+        let (ask, progress) = Ask::new(request, deadline);
         // Anything else than requests has answered above.
-        if let Meeting::Expected(asks) = self.meetings.entry(id).or_insert(Meeting::Expected(Vec::new())) {
+        if let Meeting::Expected(asks) = meeting {
             asks.push(ask);
         }
         self.expires_at(deadline);
-        Ok(receiver)
+        Ok(progress)
     }
 
     /// A request that would wait is counted against its user and against all. It is counted by user within an id
@@ -188,31 +133,19 @@ impl Register {
         let number = self.last_number;
         let asks = match self.meetings.remove(id) {
             Some(Meeting::Expected(asks)) => asks,
-            Some(Meeting::Seated(mut before)) => {
-                before.answer(Err(ended_early(&before.step)), now);
+            Some(Meeting::Seated(before)) => {
+                before.end(now);
                 Vec::new()
             }
             Some(Meeting::Ended { .. }) | None => Vec::new(),
         };
-        let step = seat(asks, user);
-        if matches!(step, Step::Taken { .. }) {
-            wake.notify_one();
-        }
-        let seated = Seated {
-            number,
-            user: user.clone(),
-            wake,
-            step,
-        };
+        let seated = Seated::new(number, user.clone(), wake, asks);
         self.meetings.insert(id.clone(), Meeting::Seated(seated));
         number
     }
 
     pub(super) fn take(&mut self, id: &MandelboxId, number: u64) -> Option<StartupData> {
-        match &mut self.seated(id, number)?.step {
-            Step::Taken { data, .. } => data.take(),
-            _ => None,
-        }
+        self.seated(id, number)?.take()
     }
 
     pub(super) fn answer(&mut self, id: &MandelboxId, number: u64, outcome: Outcome, now: Instant) {
@@ -229,15 +162,10 @@ impl Register {
         if self.seated(id, number).is_none() {
             return; // a later seat has taken over
         }
-        let Some(Meeting::Seated(mut seated)) = self.meetings.remove(id) else {
-            return;
-        };
-        seated.answer(Err(ended_early(&seated.step)), now);
-        let failure = match seated.step {
-            Step::Failed(failure) => failure,
-            _ => Failure::AlreadyDelivered,
-        };
-        self.end(id, failure, Some(seated.user), now);
+        if let Some(Meeting::Seated(seated)) = self.meetings.remove(id) {
+            let (user, failure) = seated.end(now);
+            self.end(id, failure, Some(user), now);
+        }
     }
 
     pub(super) fn refuse(&mut self, id: &MandelboxId, failure: Failure, now: Instant) {
@@ -245,7 +173,7 @@ impl Register {
         match self.meetings.get_mut(id) {
             Some(Meeting::Seated(seated)) => return seated.answer(Err(failure), now),
             Some(Meeting::Ended { .. }) => return, // the first reason is the true one
-            Some(Meeting::Expected(asks)) => asks.drain(..).for_each(|ask| ask.answer(failure.clone())),
+            Some(Meeting::Expected(asks)) => asks.drain(..).for_each(|ask| ask.fail(failure.clone())),
             None => {}
         }
         self.end(id, failure, None, now);
@@ -260,7 +188,7 @@ impl Register {
     pub(super) fn close(&mut self, failure: Failure) {
         for meeting in self.meetings.values_mut() {
             if let Meeting::Expected(asks) = meeting {
-                asks.drain(..).for_each(|ask| ask.answer(failure.clone()));
+                asks.drain(..).for_each(|ask| ask.fail(failure.clone()));
             }
         }
         self.meetings
@@ -327,17 +255,13 @@ impl Meeting {
         match self {
             Self::Expected(asks) => {
                 let expired = asks.extract_if(.., |ask| ask.deadline <= now);
-                expired.for_each(|ask| ask.answer(Failure::NotAllocated));
+                expired.for_each(|ask| ask.fail(Failure::NotAllocated));
                 !asks.is_empty()
             }
-            Self::Seated(Seated {
-                step: Step::Answered { again },
-                ..
-            }) => {
-                again.take_if(|again| again.until <= now);
+            Self::Seated(seated) => {
+                seated.sweep(now);
                 true
             }
-            Self::Seated(_) => true,
             Self::Ended { until, .. } => *until > now,
         }
     }
@@ -346,133 +270,8 @@ impl Meeting {
     fn expiry(&self) -> Option<Instant> {
         match self {
             Self::Expected(asks) => asks.iter().map(|ask| ask.deadline).min(),
-            Self::Seated(Seated {
-                step: Step::Answered { again: Some(again) },
-                ..
-            }) => Some(again.until),
-            Self::Seated(_) => None,
+            Self::Seated(seated) => seated.expiry(),
             Self::Ended { until, .. } => Some(*until),
         }
-    }
-}
-
-impl Ask {
-    fn answer(self, failure: Failure) {
-        self.progress.send_replace(Progress::Answered(Err(failure)));
-    }
-}
-
-impl Seated {
-    fn join(
-        &mut self,
-        request: ClientRequest,
-        closed: Option<&Failure>,
-    ) -> Result<watch::Receiver<Progress>, Failure> {
-        if !may(&request.subject, &self.user) {
-            return Err(Failure::Forbidden);
-        }
-        match &self.step {
-            Step::Vacant => {
-                if let Some(failure) = closed {
-                    return Err(failure.clone());
-                }
-                let (progress, receiver) = watch::channel(Progress::Seated);
-                self.step = Step::Taken {
-                    digest: request.digest,
-                    data: Some(request.data),
-                    progress,
-                };
-                self.wake.notify_one();
-                Ok(receiver)
-            }
-            Step::Taken { digest, progress, .. } if same(digest, &request.digest) => Ok(progress.subscribe()),
-            Step::Answered { again: Some(again) } if same(&again.digest, &request.digest) => {
-                Ok(watch::channel(Progress::Answered(Ok(again.answer.clone()))).1)
-            }
-            Step::Failed(failure) => Err(failure.clone()),
-            Step::Taken { .. } | Step::Answered { .. } => Err(Failure::AlreadyDelivered),
-        }
-    }
-
-    /// The first answer stays.
-    fn answer(&mut self, outcome: Outcome, until: Instant) {
-        self.step = match mem::replace(&mut self.step, Step::Vacant) {
-            Step::Vacant => match outcome {
-                Err(failure) => Step::Failed(failure),
-                Ok(_) => Step::Answered { again: None },
-            },
-            Step::Taken { digest, progress, .. } => {
-                progress.send_replace(Progress::Answered(outcome.clone()));
-                match outcome {
-                    Err(failure) => Step::Failed(failure),
-                    Ok(answer) => Step::Answered {
-                        again: Some(Again {
-                            digest,
-                            answer,
-                            until,
-                        }),
-                    },
-                }
-            }
-            step @ (Step::Answered { .. } | Step::Failed(_)) => step,
-        };
-    }
-}
-
-/// Chooses among the requests that came before their mandelbox: the first of its user's whose client still waits,
-/// else the first of its user's. The others are told why not.
-fn seat(mut asks: Vec<Ask>, user: &UserId) -> Step {
-    let of_user = |ask: &Ask| may(&ask.subject, user);
-    let chosen = asks
-        .iter()
-        .position(|ask| of_user(ask) && ask.progress.receiver_count() > 0)
-        .or_else(|| asks.iter().position(of_user))
-        .map(|place| asks.remove(place));
-    for ask in asks {
-        let failure = if of_user(&ask) {
-            Failure::AlreadyDelivered
-        } else {
-            Failure::Forbidden
-        };
-        ask.answer(failure);
-    }
-    match chosen {
-        None => Step::Vacant,
-        Some(Ask {
-            digest,
-            data,
-            progress,
-            ..
-        }) => {
-            progress.send_replace(Progress::Seated);
-            Step::Taken {
-                digest,
-                data: Some(data),
-                progress,
-            }
-        }
-    }
-}
-
-/// Whether `subject` may have the mandelbox of `user`.
-fn may(subject: &Option<UserId>, user: &UserId) -> bool {
-    subject.as_ref().is_none_or(|subject| subject == user)
-}
-
-/// In constant time: a digest stands for credentials.
-fn same(a: &[u8; 32], b: &[u8; 32]) -> bool {
-    a.ct_eq(b).into()
-}
-
-/// What is said when a mandelbox is gone without having answered.
-fn ended_early(step: &Step) -> Failure {
-    let stage = if matches!(step, Step::Vacant) {
-        Stage::Client
-    } else {
-        Stage::Application
-    };
-    Failure::SpinUpFailed {
-        stage,
-        message: "the mandelbox ended before it was ready".into(),
     }
 }
