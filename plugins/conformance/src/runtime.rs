@@ -28,9 +28,7 @@ use crate::{
     report::{Behaviour, Outcome, Report, Tried, Unmet, Verdict},
 };
 
-use self::{
-    crowd::*, events::*, images::*, inside::*, lifecycle::*, network::*, output::*, trial::LABEL,
-};
+use self::{crowd::*, events::*, images::*, inside::*, lifecycle::*, network::*, output::*, trial::LABEL};
 
 /// A loaded machine of two cores needs a tenth of it.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -120,7 +118,7 @@ pub fn behaviours() -> Vec<Behaviour<dyn Fixture>> {
 }
 
 /// Tries every behaviour on `fixture`, one after another, and cleans up after each.
-pub async fn run(implementation: &str, fixture: &dyn Fixture) -> Report {
+pub async fn run(implementation: &str, fixture: &(dyn Fixture + 'static)) -> Report {
     let mut tried = Vec::new();
     for behaviour in behaviours() {
         let begun = tokio::time::Instant::now();
@@ -156,9 +154,9 @@ fn spoilt(outcome: Outcome, why: &str) -> Outcome {
 async fn clean_up(runtime: &dyn Runtime) -> Verdict {
     let trials = Selector([(LABEL.to_owned(), None)].into());
     let left = runtime.list(&trials).await?;
-    let removals = left.into_iter().map(|container| async move {
-        runtime.remove(&container.id.into()).await
-    });
+    let removals = left
+        .into_iter()
+        .map(|container| async move { runtime.remove(&container.id.into()).await });
     futures::future::try_join_all(removals).await?;
     let left = runtime.list(&trials).await?;
     ensure!(left.is_empty(), "still there after their removal: {left:?}");

@@ -38,7 +38,10 @@ pub(super) use ensure_fails;
 
 pub(super) async fn it_is_healthy(fixture: &dyn Fixture) -> Verdict {
     let info = fixture.runtime().health().await?;
-    ensure!(!info.name.is_empty() && !info.version.is_empty(), "it does not say what it is: {info:?}");
+    ensure!(
+        !info.name.is_empty() && !info.version.is_empty(),
+        "it does not say what it is: {info:?}"
+    );
     Ok(())
 }
 
@@ -48,22 +51,37 @@ pub(super) async fn a_container_is_created_then_runs_then_has_ended_then_is_gone
     let trial = Trial::of(fixture)?;
     let id = trial.create().await?;
     let created = trial.seen().await?;
-    ensure!(created.state == ContainerState::Created, "created, it is {:?}", created.state);
-    ensure!(created.name == trial.spec.name.as_str(), "its name is {:?}", created.name);
+    ensure!(
+        created.state == ContainerState::Created,
+        "created, it is {:?}",
+        created.state
+    );
+    ensure!(
+        created.name == trial.spec.name.as_str(),
+        "its name is {:?}",
+        created.name
+    );
     ensure!(created.id == id, "its id became {:?}", created.id);
 
     trial.runtime.start(&trial.name()).await?;
     let state = trial.seen().await?.state;
     ensure!(state == ContainerState::Running, "started, it is {state:?}");
 
+    trial.announced().await;
     trial.runtime.stop(&trial.name(), LONG).await?;
     let state = trial.seen().await?.state;
-    ensure!(matches!(state, ContainerState::Exited(_)), "stopped, it is {state:?}");
+    ensure!(
+        matches!(state, ContainerState::Exited(_)),
+        "stopped, it is {state:?}"
+    );
 
     trial.remove().await?;
     let left = trial.runtime.inspect(&trial.name()).await?;
     ensure!(left.is_none(), "removed, it is {left:?}");
-    let left = trial.runtime.list(&Selector::label(LABEL, trial.spec.name.as_str())).await?;
+    let left = trial
+        .runtime
+        .list(&Selector::label(LABEL, trial.spec.name.as_str()))
+        .await?;
     ensure!(left.is_empty(), "removed, it is still listed: {left:?}");
     Ok(())
 }
@@ -74,7 +92,11 @@ pub(super) async fn id_and_name_mean_the_same_container(fixture: &dyn Fixture) -
     trial.runtime.start(&id).await?;
     let by_id = trial.runtime.inspect(&id).await?;
     let by_name = trial.runtime.inspect(&trial.name()).await?;
-    ensure!(by_id.is_some() && by_id == by_name, "{by_id:?} is not {by_name:?}");
+    ensure!(
+        by_id.is_some() && by_id == by_name,
+        "{by_id:?} is not {by_name:?}"
+    );
+    trial.announced().await;
     trial.runtime.stop(&id, LONG).await?;
     trial.runtime.remove(&id).await?;
     let left = trial.runtime.inspect(&trial.name()).await?;
@@ -96,9 +118,13 @@ pub(super) async fn stopping_what_does_not_run_succeeds(fixture: &dyn Fixture) -
     trial.create().await?;
     trial.runtime.stop(&trial.name(), LONG).await?;
     let state = trial.seen().await?.state;
-    ensure!(state == ContainerState::Created, "stopped before its start, it is {state:?}");
+    ensure!(
+        state == ContainerState::Created,
+        "stopped before its start, it is {state:?}"
+    );
 
     trial.runtime.start(&trial.name()).await?;
+    trial.announced().await;
     trial.runtime.stop(&trial.name(), LONG).await?;
     let first = trial.seen().await?.state;
     trial.runtime.stop(&trial.name(), LONG).await?;
@@ -126,7 +152,11 @@ pub(super) async fn what_is_absent_is_told(fixture: &dyn Fixture) -> Verdict {
     let absent = ContainerRef::Name(new_name()?);
     let seen = runtime.inspect(&absent).await?;
     ensure!(seen.is_none(), "inspecting the absent gave {seen:?}");
-    ensure_fails!(runtime.start(&absent).await, ErrorKind::NotFound, "starting the absent");
+    ensure_fails!(
+        runtime.start(&absent).await,
+        ErrorKind::NotFound,
+        "starting the absent"
+    );
     let log = runtime.logs(&absent, LogOptions::default()).await;
     ensure_fails!(log, ErrorKind::NotFound, "reading the log of the absent");
     Ok(())
@@ -172,8 +202,7 @@ pub(super) async fn an_exit_code_is_told(fixture: &dyn Fixture) -> Verdict {
 
 pub(super) async fn a_container_that_heeds_sigterm_ends_before_its_grace(fixture: &dyn Fixture) -> Verdict {
     let trial = Trial::of(fixture)?;
-    trial.start().await?;
-    wait_until_it_listens(&trial).await?;
+    trial.run().await?;
     let begun = Instant::now();
     trial.runtime.stop(&trial.name(), LONG).await?;
     let took = begun.elapsed();
@@ -187,8 +216,7 @@ pub(super) async fn a_container_that_ignores_sigterm_is_killed_after_its_grace(
 ) -> Verdict {
     for grace in [Duration::from_millis(300), Duration::from_secs(1)] {
         let trial = Trial::of(fixture)?.told(&["ignore-sigterm"]);
-        trial.start().await?;
-        wait_until_it_listens(&trial).await?;
+        trial.run().await?;
         let begun = Instant::now();
         trial.runtime.stop(&trial.name(), grace).await?;
         let took = begun.elapsed();
@@ -201,8 +229,7 @@ pub(super) async fn a_container_that_ignores_sigterm_is_killed_after_its_grace(
 
 pub(super) async fn no_grace_is_no_wait(fixture: &dyn Fixture) -> Verdict {
     let trial = Trial::of(fixture)?.told(&["ignore-sigterm"]);
-    trial.start().await?;
-    wait_until_it_listens(&trial).await?;
+    trial.run().await?;
     let begun = Instant::now();
     trial.runtime.stop(&trial.name(), Duration::ZERO).await?;
     let took = begun.elapsed();

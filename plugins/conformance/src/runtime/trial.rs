@@ -25,12 +25,17 @@ use tokio::{
 };
 
 use super::Fixture;
-use crate::{ensure, report::{Unmet, Verdict}};
+use crate::{
+    ensure,
+    report::{Unmet, Verdict},
+};
 
 /// Every container of a trial has this label, with its name as the value.
 pub(super) const LABEL: &str = "host-service.conformance";
 /// Where the test mandelbox finds its files.
 pub(super) const MAPPINGS: &str = "/fractal/resourceMappings";
+/// What it creates there when it can take its client.
+const ANNOUNCEMENT: &str = "done_sleeping_until_X_clients";
 /// The port on which it tells what it sees.
 const FACTS_PORT: u16 = 32262;
 /// The port on which it answers datagrams.
@@ -117,6 +122,20 @@ impl<'a> Trial<'a> {
         Ok(id)
     }
 
+    /// Returns once the application says that it can take its client; it heeds signals by then.
+    pub(super) async fn run(&self) -> Result<ContainerId, Unmet> {
+        let id = self.start().await?;
+        self.announced().await;
+        Ok(id)
+    }
+
+    pub(super) async fn announced(&self) {
+        let announcement = self.files().join(ANNOUNCEMENT);
+        while !announcement.exists() {
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
     pub(super) async fn remove(&self) -> Verdict {
         Ok(self.runtime.remove(&self.name()).await?)
     }
@@ -140,7 +159,10 @@ impl<'a> Trial<'a> {
     /// Its end must be this.
     pub(super) async fn ends_with(&self, code: i32) -> Verdict {
         let exit = self.exit().await?;
-        ensure!(exit.code == Some(code), "it ended with {exit:?} instead of {code}");
+        ensure!(
+            exit.code == Some(code),
+            "it ended with {exit:?} instead of {code}"
+        );
         Ok(())
     }
 

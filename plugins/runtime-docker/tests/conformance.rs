@@ -1,0 +1,69 @@
+//! What every `Runtime` must do, on a real Docker engine.
+#![cfg(test)]
+
+use std::{
+    path::{Path, PathBuf},
+    thread,
+};
+
+use async_trait::async_trait;
+use conformance::{
+    Unmet, Verdict,
+    runtime::{Fixture, run},
+};
+use host_core::{ImageRef, runtime::Runtime};
+use host_tests::engine::Engine;
+use runtime_docker::{Config, DockerRuntime};
+
+struct Docker {
+    runtime: DockerRuntime,
+    engine: Engine,
+}
+
+#[async_trait]
+impl Fixture for Docker {
+    fn runtime(&self) -> &dyn Runtime {
+        &self.runtime
+    }
+
+    fn image(&self) -> ImageRef {
+        "test/mandelbox:current-build".parse().unwrap()
+    }
+
+    fn archive(&self) -> Option<PathBuf> {
+        let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../build/test-mandelbox.tar");
+        let named = std::env::var_os("HOST_TESTS_IMAGE").map(PathBuf::from);
+        Some(named.unwrap_or(built))
+    }
+
+    /// On a thread of its own, because the harness's futures cannot be sent.
+    async fn restart(&self) -> Verdict {
+        let restart = || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(self.engine.restart())
+        };
+        let restarted = thread::scope(|scope| scope.spawn(restart).join());
+        match restarted {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(Unmet::Broken(format!("{error:#}"))),
+            Err(_) => Err(Unmet::Broken("restarting panicked".to_owned())),
+        }
+    }
+}
+
+#[tokio::test]
+async fn it_does_what_every_runtime_must_do() {
+    let engine = Engine::scratch().await.unwrap();
+    let config = Config {
+        endpoint: engine.endpoint().parse().unwrap(),
+        ..Config::default()
+    };
+    let runtime = DockerRuntime::connect(config).await.unwrap();
+    let docker = Docker { runtime, engine };
+    let report = run("docker", &docker).await;
+    println!("{report}");
+    assert!(report.holds(), "{report}");
+    docker.engine.assert_clean().await.unwrap();
+}
