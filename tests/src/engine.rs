@@ -18,7 +18,8 @@
 //! interfaces and packet filter rules, so not even SIGKILL can leave any of these. That process ends with its guard
 //! (`guard.sh`), and the guard waits for a lock on the engine's `lease` file that every user shares: the kernel gives
 //! a user's share back however the user ends. The guard then removes the control groups and the directory, which is
-//! all that there is outside. Should the guard be killed, the next engine to start removes those.
+//! all that there is outside. Should the guard be killed, the next engine to start removes those. The kernel keeps
+//! what no namespace holds, as after any Docker: modules, and under AppArmor the profile `docker-default`.
 //!
 //! Under nextest or cargo, a holder of the shared engine's lease lives as long as the test runner does, so the engine
 //! ends with the test run and not between two tests of it.
@@ -33,10 +34,11 @@
 //!
 //! Binds may come from anywhere but /run (only /run/udev is there), /etc and /opt, which the engine sees copies of.
 //!
-//! # Another engine
+//! # Another engine, another image
 //!
-//! `HOST_TESTS_DOCKER=unix:///var/run/docker.sock` makes that engine the shared one, in its own network; the images
-//! are loaded into it and stay.
+//! `HOST_TESTS_DOCKER=unix:///var/run/docker.sock` makes that engine the shared one. The test then stays in the network
+//! that it is in, and the images are loaded into that engine and remain there.
+//! `HOST_TESTS_IMAGE=FILE` is loaded instead of `build/test-mandelbox.tar`, which is made whenever it is missing or old.
 
 mod image;
 mod leftovers;
@@ -95,6 +97,7 @@ struct Own {
     world: u32,
     scratch: bool,
 }
+
 impl Engine {
     /// The engine that all tests of this checkout share; started if it does not run yet.
     ///
@@ -141,6 +144,7 @@ impl Engine {
 
     async fn open(place: fn() -> Result<Place>, scratch: bool, arguments: &[&str]) -> Result<Self> {
         check_host()?;
+        network::check_runtime()?;
         let place = place()?;
         let starting = place.lock_start()?;
         let (docker, guard) = running(&place, arguments)

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Result, ensure};
 
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -14,9 +14,7 @@ pub async fn until<T>(what: &str, deadline: Duration, mut ask: impl AsyncFnMut()
         if let Some(answer) = ask().await {
             return Ok(answer);
         }
-        (start.elapsed() < deadline)
-            .then_some(())
-            .with_context(|| format!("no {what} within {deadline:?}"))?;
+        ensure!(start.elapsed() < deadline, "no {what} within {deadline:?}");
         tokio::time::sleep(PAUSE).await;
     }
 }

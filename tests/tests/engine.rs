@@ -198,6 +198,15 @@ mod scratch {
     }
 
     #[tokio::test]
+    async fn leaves_nothing_when_its_first_process_is_killed() -> Result<()> {
+        let engine = Engine::scratch().await?;
+        let directory = directory_of(&engine.endpoint())?;
+        let world = fs::read_to_string(directory.join("world"))?.trim_end().parse()?;
+        kill_process(Pid::from_raw(world).context("no process")?, Signal::KILL)?;
+        no_trace(&directory).await
+    }
+
+    #[tokio::test]
     async fn leaves_no_process_when_its_guard_is_killed_and_the_next_one_cleans_up() -> Result<()> {
         let temporary = tempfile::tempdir()?;
         let mut user = Holder::start(&mut test_engine("scratch", temporary.path()))?;

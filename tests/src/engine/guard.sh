@@ -34,12 +34,20 @@ bury_abandoned() {
     done
 }
 
+# Kills world.sh, and with it every process of its namespace. It is no child of this script, so its number could long
+# be another process's, but not while unshare waits for it.
+kill_world() {
+    local process parent
+    process=$(<"$directory/world") && read -r _ _ _ parent _ <"/proc/$process/stat" || return
+    [[ $parent == "$unshare" ]] && kill -KILL "$process"
+}
+
 end() {
     trap - EXIT
-    kill -KILL "$waiter" 2>/dev/null || true
-    kill -KILL "$(<"$directory/world")" 2>/dev/null || kill -KILL "$world" 2>/dev/null || true
+    kill -KILL %flock || true
+    kill_world || kill -KILL %setpriv || true
     # unshare ends after world.sh, which ends after every process of its namespace.
-    wait "$world" 2>/dev/null || true
+    wait "$unshare" || true
     bury "$directory"
 }
 
@@ -50,10 +58,10 @@ bury_abandoned
 setpriv --pdeathsig KILL \
     unshare --mount --net --pid --fork --kill-child --propagation slave \
     bash "$directory/world.sh" "$directory" "$@" 8>&- 9>&- &
-world=$!
+unshare=$!
 # The lock belongs to the open file, which this script has open too: once taken, it keeps new users out to the end.
 flock --exclusive 9 8>&- &
 waiter=$!
 trap end EXIT
 trap exit TERM INT HUP
-wait -n "$world" "$waiter" || true
+wait -n "$unshare" "$waiter" || true

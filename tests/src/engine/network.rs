@@ -18,14 +18,8 @@ pub(super) struct Visit {
 
 impl Visit {
     /// Moves the calling thread into a process's namespace. Sockets that the thread opens from now on, and processes
-    /// that it starts, are in there; the runtime must not have other threads, which would not be.
+    /// that it starts, are in there; other threads are not, which is why [`check_runtime`] comes first.
     pub(super) fn to(process: u32) -> Result<Self> {
-        let flavor = Handle::current().runtime_flavor();
-        let alone = matches!(flavor, RuntimeFlavor::CurrentThread);
-        ensure!(
-            alone,
-            "an engine has its own network, which only one thread can enter: use plain #[tokio::test]"
-        );
         let home = File::open("/proc/thread-self/ns/net")?;
         let there = File::open(format!("/proc/{process}/ns/net")).context("the engine has ended")?;
         enter(&there).context("cannot enter the engine's network")?;
@@ -43,6 +37,16 @@ impl Drop for Visit {
             let _stays = enter(&self.home);
         }
     }
+}
+
+/// Fails on a runtime with threads that could not follow the caller into a network.
+pub(super) fn check_runtime() -> Result<()> {
+    let alone = matches!(Handle::current().runtime_flavor(), RuntimeFlavor::CurrentThread);
+    ensure!(
+        alone,
+        "an engine has its own network, which only one thread can enter: use plain #[tokio::test]"
+    );
+    Ok(())
 }
 
 fn enter(namespace: &File) -> io::Result<()> {
