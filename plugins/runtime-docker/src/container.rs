@@ -9,7 +9,7 @@ use bollard::{
         ContainerSummary, ContainerSummaryStateEnum as ListedState,
     },
     query_parameters::{
-        CreateContainerOptionsBuilder, InspectContainerOptions, KillContainerOptions,
+        CreateContainerOptionsBuilder, InspectContainerOptions, KillContainerOptionsBuilder,
         ListContainersOptionsBuilder, RemoveContainerOptionsBuilder, StartContainerOptions,
         StopContainerOptionsBuilder, WaitContainerOptionsBuilder,
     },
@@ -89,10 +89,8 @@ fn whole_seconds(grace: Duration) -> i32 {
 }
 
 async fn kill(engine: &Engine, name: &str) -> Result<()> {
-    let killed = engine
-        .api
-        .kill_container(name, None::<KillContainerOptions>)
-        .await;
+    let options = KillContainerOptionsBuilder::new().signal("SIGKILL").build();
+    let killed = engine.api.kill_container(name, Some(options)).await;
     // It is gone, or does not run any more.
     unless(killed, &[NOT_FOUND, CONFLICT])
         .map(drop)

@@ -249,3 +249,228 @@ fn text(path: &Path) -> Result<String> {
 fn unsupported(why: &str, what: &str) -> PluginError {
     PluginError::new(ErrorKind::Unsupported, format!("{what} cannot be applied: {why}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use host_core::runtime::EnvValue;
+
+    use super::*;
+    use crate::support::Cdi;
+
+    fn everything() -> Support {
+        Support {
+            memory: true,
+            pids: true,
+            cpu_shares: true,
+            cpu_quota: true,
+            apparmor: true,
+            cdi: Cdi::Untold,
+        }
+    }
+
+    fn spec() -> ContainerSpec {
+        ContainerSpec {
+            name: "box".parse().unwrap(),
+            image: "a/b:c".parse().unwrap(),
+            command: Vec::new(),
+            env: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            terminal: false,
+            network: Network::Bridge,
+            ports: Vec::new(),
+            mounts: Vec::new(),
+            tmpfs: Vec::new(),
+            shm_bytes: 0,
+            devices: Vec::new(),
+            gpu: None,
+            security: Security::default(),
+            limits: Limits::default(),
+        }
+    }
+
+    fn host(spec: &ContainerSpec, support: &Support) -> HostConfig {
+        body(spec, support).unwrap().host_config.unwrap()
+    }
+
+    fn gpu() -> Attachment {
+        Attachment {
+            cdi: vec!["nvidia.com/gpu=0".to_owned()],
+            requests: vec![host_core::runtime::DeviceRequest {
+                driver: "nvidia".to_owned(),
+                ids: vec!["GPU-1".to_owned()],
+                capabilities: vec![vec!["gpu".to_owned()]],
+            }],
+            devices: vec![Device::same("/dev/nvidia0")],
+            env: [("NVIDIA_VISIBLE_DEVICES".to_owned(), "GPU-1".to_owned())].into(),
+        }
+    }
+
+    /// The driver of the device requests, and the devices.
+    fn given(gpu: Attachment, cdi: Cdi) -> (Option<String>, Vec<String>) {
+        let spec = ContainerSpec {
+            gpu: Some(gpu),
+            ..spec()
+        };
+        let host = host(&spec, &Support { cdi, ..everything() });
+        let requests = host.device_requests.unwrap_or_default();
+        let devices = host.devices.unwrap_or_default();
+        (
+            requests.into_iter().find_map(|request| request.driver),
+            devices
+                .into_iter()
+                .filter_map(|device| device.path_on_host)
+                .collect(),
+        )
+    }
+
+    #[test]
+    fn a_gpu_is_given_in_the_best_form_that_the_engine_knows() {
+        let (all, mut no_requests) = (gpu(), gpu());
+        assert_eq!(given(all.clone(), Cdi::Untold), (Some("cdi".to_owned()), vec![]));
+        assert_eq!(given(all.clone(), Cdi::Off), (Some("nvidia".to_owned()), vec![]));
+        // CDI is on, and this device is not described.
+        assert_eq!(
+            given(all, Cdi::Found([].into())),
+            (Some("nvidia".to_owned()), vec![])
+        );
+        no_requests.requests.clear();
+        assert_eq!(
+            given(no_requests, Cdi::Off),
+            (None, vec!["/dev/nvidia0".to_owned()])
+        );
+    }
+
+    #[test]
+    fn a_gpu_that_cannot_be_given_is_not_silently_left_out() {
+        let only_cdi = Attachment {
+            requests: vec![],
+            devices: vec![],
+            ..gpu()
+        };
+        let spec = ContainerSpec {
+            gpu: Some(only_cdi),
+            ..spec()
+        };
+        let without = Support {
+            cdi: Cdi::Off,
+            ..everything()
+        };
+        assert_eq!(body(&spec, &without).unwrap_err().kind(), ErrorKind::Unsupported);
+    }
+
+    #[test]
+    fn the_gpus_variable_is_sent_once_and_wins() {
+        let env = [
+            ("NVIDIA_VISIBLE_DEVICES", EnvValue::from("all")),
+            ("KEY", EnvValue::Secret("hunter2".into())),
+        ];
+        let env = env.map(|(name, value)| (name.to_owned(), value)).into();
+        let spec = ContainerSpec {
+            env,
+            gpu: Some(gpu()),
+            ..spec()
+        };
+        let sent = body(&spec, &everything()).unwrap().env.unwrap();
+        assert_eq!(sent, ["KEY=hunter2", "NVIDIA_VISIBLE_DEVICES=GPU-1"]);
+    }
+
+    #[test]
+    fn a_variable_that_would_become_another_is_refused() {
+        for name in ["", "A=B", "A\0"] {
+            let env = [(name.to_owned(), EnvValue::from("x"))].into();
+            let error = body(&ContainerSpec { env, ..spec() }, &everything()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_put_into_force_is_refused() {
+        let limit = |limits| ContainerSpec { limits, ..spec() };
+        let none = Limits::default();
+        let apparmor = Some("docker-custom".to_owned());
+        for (without, spec) in [
+            (
+                Support {
+                    memory: false,
+                    ..everything()
+                },
+                limit(Limits {
+                    memory_bytes: Some(1),
+                    ..none
+                }),
+            ),
+            (
+                Support {
+                    pids: false,
+                    ..everything()
+                },
+                limit(Limits {
+                    pids: Some(1),
+                    ..none
+                }),
+            ),
+            (
+                Support {
+                    cpu_shares: false,
+                    ..everything()
+                },
+                limit(Limits {
+                    cpu_shares: Some(1),
+                    ..none
+                }),
+            ),
+            (
+                Support {
+                    cpu_quota: false,
+                    ..everything()
+                },
+                limit(Limits {
+                    nano_cpus: Some(1),
+                    ..none
+                }),
+            ),
+            (
+                Support {
+                    apparmor: false,
+                    ..everything()
+                },
+                ContainerSpec {
+                    security: Security {
+                        apparmor,
+                        ..Security::default()
+                    },
+                    ..spec()
+                },
+            ),
+        ] {
+            assert!(body(&spec, &everything()).is_ok());
+            assert_eq!(
+                body(&spec, &without).unwrap_err().kind(),
+                ErrorKind::Unsupported,
+                "{without:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn memory_is_limited_with_swap_included() {
+        let limits = Limits {
+            memory_bytes: Some(1 << 30),
+            ..Limits::default()
+        };
+        let host = host(&ContainerSpec { limits, ..spec() }, &everything());
+        assert_eq!((host.memory, host.memory_swap), (Some(1 << 30), Some(1 << 30)));
+    }
+
+    #[test]
+    fn nothing_is_added_that_was_not_asked_for() {
+        let host = host(&spec(), &everything());
+        assert_eq!(host.cap_drop.unwrap(), ["ALL"]);
+        assert_eq!(host.cap_add.unwrap(), [""; 0]);
+        assert_eq!(host.security_opt.unwrap(), [""; 0]);
+        assert_eq!((host.memory, host.pids_limit, host.ulimits), (None, None, None));
+        assert_eq!(host.log_config, None);
+    }
+}
