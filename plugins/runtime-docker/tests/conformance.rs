@@ -15,9 +15,15 @@ use host_core::{ImageRef, runtime::Runtime};
 use host_tests::engine::Engine;
 use runtime_docker::{Config, DockerRuntime};
 
+#[path = "conformance/registry.rs"]
+mod registry;
+
+use registry::Registry;
+
 struct Docker {
     runtime: DockerRuntime,
     engine: Engine,
+    registry: Registry,
 }
 
 #[async_trait]
@@ -31,9 +37,11 @@ impl Fixture for Docker {
     }
 
     fn archive(&self) -> Option<PathBuf> {
-        let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../build/test-mandelbox.tar");
-        let named = std::env::var_os("HOST_TESTS_IMAGE").map(PathBuf::from);
-        Some(named.unwrap_or(built))
+        Some(archive())
+    }
+
+    fn pullable(&self) -> Option<ImageRef> {
+        Some(self.registry.image())
     }
 
     /// On a thread of its own, because the harness's futures cannot be sent.
@@ -53,6 +61,12 @@ impl Fixture for Docker {
     }
 }
 
+/// What the harness has loaded into its engine.
+fn archive() -> PathBuf {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../build/test-mandelbox.tar");
+    std::env::var_os("HOST_TESTS_IMAGE").map_or(built, PathBuf::from)
+}
+
 #[tokio::test]
 async fn it_does_what_every_runtime_must_do() {
     let engine = Engine::scratch().await.unwrap();
@@ -61,7 +75,15 @@ async fn it_does_what_every_runtime_must_do() {
         ..Config::default()
     };
     let runtime = DockerRuntime::connect(config).await.unwrap();
-    let docker = Docker { runtime, engine };
+    // In the engine's network, because the engine is there already.
+    let registry = Registry::offering(&archive(), "docker.io/test/mandelbox:current-build")
+        .await
+        .unwrap();
+    let docker = Docker {
+        runtime,
+        engine,
+        registry,
+    };
     let report = run("docker", &docker).await;
     println!("{report}");
     assert!(report.holds(), "{report}");
