@@ -23,6 +23,9 @@ pub struct Observed {
     pub owned: BTreeMap<MandelboxId, Owned>,
     /// Rows being removed or refused right now.
     pub busy: BTreeSet<MandelboxId>,
+    /// Rows whose mandelbox has lived and ended here. The control plane may not have said yet that such a row has
+    /// changed; a row of the same id that differs is a new one.
+    pub spent: BTreeMap<MandelboxId, MandelboxRow>,
 }
 
 /// A mandelbox with an owner task.
@@ -105,6 +108,7 @@ fn plan_row(row: &MandelboxRow, draining: bool, observed: &Observed) -> Option<S
     match (observed.owned.get(&row.id), row.status) {
         (Some(owned), MandelboxStatus::Dying) if !owned.ending => Some(Step::End(id, EndReason::RowDying)),
         (Some(_), _) => None,
+        (None, MandelboxStatus::Allocated) if observed.spent.get(&row.id) == Some(row) => None,
         (None, MandelboxStatus::Allocated) if draining => Some(Step::Refuse(id)),
         (None, MandelboxStatus::Allocated) => Some(Step::SpinUp(row.clone())),
         (None, _) => Some(Step::Forget(id)),

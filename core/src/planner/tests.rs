@@ -100,6 +100,15 @@ fn rows_without_a_mandelbox_are_forgotten() {
 }
 
 #[test]
+fn a_row_is_spun_up_once_and_a_new_one_of_its_id_again() {
+    let row = row(1, MandelboxStatus::Allocated);
+    let spent = Observed { spent: [(id(1), row.clone())].into(), ..Observed::default() };
+    assert_eq!(plan(&active(vec![row.clone()]), &spent), []);
+    let anew = MandelboxRow { created_ms: row.created_ms + 1, ..row };
+    assert_eq!(plan(&active(vec![anew.clone()]), &spent), [Step::SpinUp(anew)]);
+}
+
+#[test]
 fn draining_refuses_new_rows_and_keeps_running_ones() {
     let mandelboxes = vec![
         row(1, MandelboxStatus::Allocated),
@@ -176,6 +185,7 @@ fn observed() -> impl Strategy<Value = Observed> {
                 .map(|(n, ending)| (id(n), Owned { ending }))
                 .collect(),
             busy: busy.into_iter().map(id).collect(),
+        spent: BTreeMap::new(),
         }
     })
 }
