@@ -12,6 +12,7 @@ pub mod gpu;
 pub mod pubsub;
 pub mod report;
 pub mod runtime;
+pub mod table;
 pub mod telemetry;
 
 pub use report::{Behaviour, Outcome, Report, Unmet, Verdict};

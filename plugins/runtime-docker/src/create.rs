@@ -455,6 +455,26 @@ mod tests {
     }
 
     #[test]
+    fn a_bind_has_its_propagation_and_an_absolute_path() {
+        let bind = |source: &str, propagation| Mount {
+            source: source.into(),
+            target: "/x".into(),
+            read_only: false,
+            propagation,
+        };
+        for (propagation, sent) in [
+            (Propagation::Private, MountBindOptionsPropagationEnum::RPRIVATE),
+            (Propagation::Slave, MountBindOptionsPropagationEnum::RSLAVE),
+            (Propagation::Shared, MountBindOptionsPropagationEnum::RSHARED),
+        ] {
+            let mount = mount(&bind("/x", propagation)).unwrap();
+            assert_eq!(mount.bind_options.unwrap().propagation, Some(sent));
+        }
+        let error = mount(&bind("x", Propagation::Private)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+    }
+
+    #[test]
     fn memory_is_limited_with_swap_included() {
         let limits = Limits {
             memory_bytes: Some(1 << 30),

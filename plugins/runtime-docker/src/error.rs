@@ -126,6 +126,7 @@ const TEXTS: &[(&str, ErrorKind)] = &[
     ("resource temporarily unavailable", ErrorKind::Exhausted),
     ("could not select device driver", ErrorKind::Unsupported),
     ("logging driver does not support reading", ErrorKind::Unsupported),
+    ("but it is not a shared", ErrorKind::Invalid),
     ("apparmor profile", ErrorKind::Invalid),
     ("unresolvable cdi devices", ErrorKind::Invalid),
     ("exec format error", ErrorKind::Invalid),

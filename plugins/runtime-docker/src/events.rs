@@ -10,13 +10,13 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use bollard::models::EventMessage;
 use futures::{StreamExt, stream, stream::BoxStream};
 use host_core::{
     ErrorKind, PluginError,
     runtime::{ContainerChange, ContainerEvent, ContainerId, Exit, Result, RuntimeEvent, Selector},
 };
 use hyper::body::Bytes;
+use serde::Deserialize;
 
 use crate::{
     container::label_filters,
@@ -62,6 +62,22 @@ fn path(selector: &Selector, since: SystemTime) -> String {
     format!("/events?{query}")
 }
 
+/// As much of an event as is read; bollard's model refuses kinds of events that it does not know.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Message {
+    action: Option<String>,
+    actor: Option<Actor>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Actor {
+    #[serde(rename = "ID")]
+    id: String,
+    attributes: Option<HashMap<String, String>>,
+}
+
 /// Turns an answer's bytes into events.
 struct Follower {
     explain: Explain,
@@ -101,15 +117,15 @@ impl Follower {
     }
 
     fn read(&mut self, line: &[u8]) -> Result<Option<ContainerEvent>> {
-        let message: EventMessage = serde_json::from_slice(line)
+        let message: Message = serde_json::from_slice(line)
             .map_err(|error| nonsense(DOING, format_args!("at column {}", error.column())))?;
         Ok(self.event(message))
     }
 
     /// `None` for what is no change of a selected container.
-    fn event(&mut self, message: EventMessage) -> Option<ContainerEvent> {
-        let actor = message.actor?;
-        let (id, attributes) = (actor.id?, actor.attributes.unwrap_or_default());
+    fn event(&mut self, message: Message) -> Option<ContainerEvent> {
+        let Actor { id, attributes } = message.actor?;
+        let attributes = attributes.unwrap_or_default();
         let change = self.change(&message.action?, &id, &attributes)?;
         let labels = labels(attributes);
         // Podman's Docker-compatible socket ignores some of the filters sent.
