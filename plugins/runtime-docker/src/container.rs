@@ -68,8 +68,11 @@ pub(crate) async fn stop(engine: &Engine, container: &ContainerRef, grace: Durat
     let options = StopContainerOptionsBuilder::new().t(whole_seconds(grace)).build();
     let stop = engine.api.stop_container(name, Some(options));
     let mut stop = std::pin::pin!(stop);
-    let is_whole = grace.subsec_nanos() == 0;
-    let stopped = match tokio::time::timeout(if is_whole { Duration::MAX } else { grace }, &mut stop).await {
+    let patience = match grace.subsec_nanos() {
+        0 => Duration::MAX,
+        _ => grace,
+    };
+    let stopped = match tokio::time::timeout(patience, &mut stop).await {
         Ok(stopped) => stopped,
         Err(_) => {
             kill(engine, name).await?;

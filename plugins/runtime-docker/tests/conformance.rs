@@ -67,25 +67,29 @@ fn archive() -> PathBuf {
     std::env::var_os("HOST_TESTS_IMAGE").map_or(built, PathBuf::from)
 }
 
-#[tokio::test]
-async fn it_does_what_every_runtime_must_do() {
-    let engine = Engine::scratch().await.unwrap();
-    let config = Config {
-        endpoint: engine.endpoint().parse().unwrap(),
-        ..Config::default()
-    };
-    let runtime = DockerRuntime::connect(config).await.unwrap();
-    // In the engine's network, because the engine is there already.
-    let registry = Registry::offering(&archive(), "docker.io/test/mandelbox:current-build")
-        .await
-        .unwrap();
-    let docker = Docker {
-        runtime,
-        engine,
-        registry,
-    };
-    let report = run("docker", &docker).await;
-    println!("{report}");
-    assert!(report.holds(), "{report}");
-    docker.engine.assert_clean().await.unwrap();
+mod scratch {
+    use super::*;
+
+    #[tokio::test]
+    async fn it_does_what_every_runtime_must_do() {
+        let engine = Engine::scratch().await.unwrap();
+        let config = Config {
+            endpoint: engine.endpoint().parse().unwrap(),
+            ..Config::default()
+        };
+        let runtime = DockerRuntime::connect(config).await.unwrap();
+        // In the engine's network, because the engine is there already.
+        let registry = Registry::offering(&archive(), "docker.io/test/mandelbox:current-build")
+            .await
+            .unwrap();
+        let docker = Docker {
+            runtime,
+            engine,
+            registry,
+        };
+        let report = run("docker", &docker).await;
+        println!("{report}");
+        assert!(report.holds(), "{report}");
+        docker.engine.assert_clean().await.unwrap();
+    }
 }

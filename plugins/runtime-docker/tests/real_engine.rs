@@ -43,71 +43,75 @@ fn named(name: &str) -> ContainerRef {
     name.parse::<ContainerName>().unwrap().into()
 }
 
-#[tokio::test]
-async fn a_killed_engine_ends_the_events_and_is_unavailable_until_it_is_back() -> Result<()> {
-    let engine = Engine::scratch().await?;
-    let docker = connect(&engine, DEADLINE).await?;
-    let mut events = docker.events(&Selector::default()).await?;
-    engine.kill().await?;
-    let last = tokio::time::timeout(DEADLINE, events.next())
-        .await?
-        .context("no error")?;
-    ensure!(last.is_err_and(|error| error.kind() == ErrorKind::Unavailable));
-    ensure!(events.next().await.is_none());
-    let health = docker.health().await;
-    ensure!(health.is_err_and(|error| error.kind() == ErrorKind::Unavailable));
+mod scratch {
+    use super::*;
 
-    engine.start().await?;
-    docker.health().await?;
-    drop(docker.events(&Selector::default()).await?);
-    Ok(())
-}
+    #[tokio::test]
+    async fn a_killed_engine_ends_the_events_and_is_unavailable_until_it_is_back() -> Result<()> {
+        let engine = Engine::scratch().await?;
+        let docker = connect(&engine, DEADLINE).await?;
+        let mut events = docker.events(&Selector::default()).await?;
+        engine.kill().await?;
+        let last = tokio::time::timeout(DEADLINE, events.next())
+            .await?
+            .context("no error")?;
+        ensure!(last.is_err_and(|error| error.kind() == ErrorKind::Unavailable));
+        ensure!(events.next().await.is_none());
+        let health = docker.health().await;
+        ensure!(health.is_err_and(|error| error.kind() == ErrorKind::Unavailable));
 
-#[tokio::test]
-async fn a_frozen_engine_costs_a_look_up_its_deadline_and_nothing_more() -> Result<()> {
-    let engine = Engine::scratch().await?;
-    let docker = connect(&engine, Duration::from_millis(300)).await?;
-    engine.freeze().await?;
-    for _ in 0..3 {
-        let looked = tokio::time::timeout(DEADLINE, docker.inspect(&named("absent"))).await?;
-        ensure!(looked.is_err_and(|error| error.kind() == ErrorKind::Timeout));
+        engine.start().await?;
+        docker.health().await?;
+        drop(docker.events(&Selector::default()).await?);
+        Ok(())
     }
-    engine.thaw().await?;
-    docker.health().await?;
-    ensure!(docker.inspect(&named("absent")).await?.is_none());
-    Ok(())
-}
 
-/// The engine gets the request, and the caller gives up before the engine has even looked at it. Removal and creation
-/// then race within the engine, so once is not enough.
-#[tokio::test]
-async fn a_creation_given_up_does_not_come_back_after_its_removal() -> Result<()> {
-    let engine = Engine::scratch().await?;
-    let docker = connect(&engine, DEADLINE).await?;
-    for round in 0..10 {
-        let (given_up, other) = (format!("given-up-{round}"), format!("other-{round}"));
+    #[tokio::test]
+    async fn a_frozen_engine_costs_a_look_up_its_deadline_and_nothing_more() -> Result<()> {
+        let engine = Engine::scratch().await?;
+        let docker = connect(&engine, Duration::from_millis(300)).await?;
         engine.freeze().await?;
-        let spec = spec(&given_up);
-        let patience = Duration::from_millis(100);
-        ensure!(
-            tokio::time::timeout(patience, docker.create(&spec))
-                .await
-                .is_err()
-        );
-        let name = named(&given_up);
-        let both = futures::future::join(docker.remove(&name), engine.thaw());
-        let (removed, thawed) = tokio::time::timeout(DEADLINE, both).await?;
-        removed?;
-        thawed?;
-        // Creating one more takes the engine longer than what it had begun before.
-        let other = ContainerSpec {
-            name: other.parse()?,
-            ..spec
-        };
-        docker.create(&other).await?;
-        ensure!(docker.inspect(&name).await?.is_none(), "{given_up} came back");
+        for _ in 0..3 {
+            let looked = tokio::time::timeout(DEADLINE, docker.inspect(&named("absent"))).await?;
+            ensure!(looked.is_err_and(|error| error.kind() == ErrorKind::Timeout));
+        }
+        engine.thaw().await?;
+        docker.health().await?;
+        ensure!(docker.inspect(&named("absent")).await?.is_none());
+        Ok(())
     }
-    Ok(())
+
+    /// The engine gets the request, and the caller gives up before the engine has even looked at it. Removal and creation
+    /// then race within the engine, so once is not enough.
+    #[tokio::test]
+    async fn a_creation_given_up_does_not_come_back_after_its_removal() -> Result<()> {
+        let engine = Engine::scratch().await?;
+        let docker = connect(&engine, DEADLINE).await?;
+        for round in 0..10 {
+            let (given_up, other) = (format!("given-up-{round}"), format!("other-{round}"));
+            engine.freeze().await?;
+            let spec = spec(&given_up);
+            let patience = Duration::from_millis(100);
+            ensure!(
+                tokio::time::timeout(patience, docker.create(&spec))
+                    .await
+                    .is_err()
+            );
+            let name = named(&given_up);
+            let both = futures::future::join(docker.remove(&name), engine.thaw());
+            let (removed, thawed) = tokio::time::timeout(DEADLINE, both).await?;
+            removed?;
+            thawed?;
+            // Creating one more takes the engine longer than what it had begun before.
+            let other = ContainerSpec {
+                name: other.parse()?,
+                ..spec
+            };
+            docker.create(&other).await?;
+            ensure!(docker.inspect(&name).await?.is_none(), "{given_up} came back");
+        }
+        Ok(())
+    }
 }
 
 /// The test mandelbox does not tell these two from inside.
