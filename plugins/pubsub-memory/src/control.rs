@@ -66,14 +66,18 @@ impl MemoryPubSub {
         instance: &InstanceName,
         mut condition: impl FnMut(&DesiredState) -> bool,
     ) -> DesiredState {
+        let mut feed = self.subscribe(instance);
         loop {
-            let mut feed = self.subscribe(instance);
-            let met = feed
-                .wait_for(|feed| feed.as_ref().is_ok_and(&mut condition))
-                .await;
-            // A feed that was cut has a successor.
-            if let Ok(Ok(state)) = met.as_deref() {
-                return state.clone();
+            // A copy, so that the condition may look at this control plane as well.
+            let state = feed.borrow_and_update().clone();
+            if let Ok(state) = state
+                && condition(&state)
+            {
+                return state;
+            }
+            if feed.changed().await.is_err() {
+                // It was cut; there is a new one.
+                feed = self.subscribe(instance);
             }
         }
     }

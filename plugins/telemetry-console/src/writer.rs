@@ -134,6 +134,8 @@ impl<W: Write> Writer<W> {
         let lost = self.output.write(&self.batch);
         self.dropped.fetch_add(lost, Ordering::Relaxed);
         self.batch.clear();
+        // One huge record should not hold its memory for ever.
+        self.batch.shrink_to(2 * BATCH_BYTES);
     }
 
     /// Says how many records were dropped, once there is room again.
@@ -164,7 +166,7 @@ impl<W: Write> Writer<W> {
             at: SystemTime::now(),
             level: Level::Warn,
             target: module_path!(),
-            message: "records were dropped: the console did not keep up".to_owned(),
+            message: "records were dropped".to_owned(),
             fields: fields.into_iter().map(field).collect(),
             instance: last.instance.clone(),
             environment: Arc::clone(&last.environment),
