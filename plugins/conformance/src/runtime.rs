@@ -117,7 +117,8 @@ pub fn behaviours() -> Vec<Behaviour<dyn Fixture>> {
     ]
 }
 
-/// Tries every behaviour on `fixture`, one after another, and cleans up after each.
+/// Tries every behaviour on `fixture`, one after another, and cleans up after each. The runtime must be this run's alone:
+/// every container of a trial is removed, whoever made it.
 pub async fn run(implementation: &str, fixture: &(dyn Fixture + 'static)) -> Report {
     let mut tried = Vec::new();
     for behaviour in behaviours() {

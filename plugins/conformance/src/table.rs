@@ -33,7 +33,10 @@ pub fn table(reports: &[Report]) -> String {
             push(&mut text, format_args!(" {mark} |"));
             if let Some(reason) = reason {
                 let behaviour = behaviour.replace('_', " ");
-                push(&mut reasons, format_args!("\n- {}, {behaviour}: {reason}", report.implementation));
+                push(
+                    &mut reasons,
+                    format_args!("\n- {}, {behaviour}: {reason}", report.implementation),
+                );
             }
         }
     }
