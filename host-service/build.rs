@@ -1,7 +1,10 @@
 //! Tells the crate which commit it is built from: `HOST_SERVICE_COMMIT` where it is set (a build from a tarball),
 //! else what git's own files say, else `unknown`. Runs again only when one of these changes.
 
-#![allow(clippy::print_stdout, reason = "a build script speaks to cargo on its standard output")]
+#![allow(
+    clippy::print_stdout,
+    reason = "a build script speaks to cargo on its standard output"
+)]
 
 use std::{
     env, fs,
@@ -26,8 +29,8 @@ fn from_git() -> Option<String> {
         return Some(head.trim().to_owned()); // a detached head is the commit itself
     };
     // A linked worktree keeps its branches in the main one's directory.
-    let common = fs::read_to_string(git.join("commondir"))
-        .map_or_else(|_| git.clone(), |path| git.join(path.trim()));
+    let common =
+        fs::read_to_string(git.join("commondir")).map_or_else(|_| git.clone(), |path| git.join(path.trim()));
     // The directory, too: a branch that is packed becomes a file again at its next commit.
     println!("cargo::rerun-if-changed={}", common.join("refs/heads").display());
     let loose = watched(&common.join(name)).map(|commit| commit.trim().to_owned());
@@ -37,7 +40,9 @@ fn from_git() -> Option<String> {
 /// Where a line is `<commit> <name>`.
 fn packed(refs: &str, name: &str) -> Option<String> {
     let mut lines = refs.lines().filter_map(|line| line.split_once(' '));
-    lines.find(|(_, branch)| *branch == name).map(|(commit, _)| commit.to_owned())
+    lines
+        .find(|(_, branch)| *branch == name)
+        .map(|(commit, _)| commit.to_owned())
 }
 
 /// `.git` of a repository: a directory, or in a linked worktree a file that names it.

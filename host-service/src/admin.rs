@@ -31,6 +31,8 @@ mod serve;
 mod show;
 mod socket;
 mod spin_up;
+#[cfg(test)]
+mod tests;
 pub mod views;
 
 use error::ApiError;

@@ -8,3 +8,11 @@ pub const COMMIT: &str = env!("HOST_SERVICE_COMMIT");
 
 /// The version of the plugin ABI; 0 while this binary loads no dynamic plugins.
 pub const ABI_VERSION: u32 = 0;
+
+/// The ABI version for people.
+pub fn abi() -> String {
+    match ABI_VERSION {
+        0 => "none (this build loads no dynamic plugins)".to_owned(),
+        version => version.to_string(),
+    }
+}

@@ -90,7 +90,9 @@ pub struct Logs {
 impl Client {
     /// Connects nowhere yet.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into() }
+        Self {
+            socket: socket.into(),
+        }
     }
 
     /// Where it connects.
@@ -128,7 +130,8 @@ impl Client {
 
     /// Stops a mandelbox and waits until it is gone.
     pub async fn stop(&self, id: &MandelboxId, request: &StopRequest) -> Result<StoppedView> {
-        self.post(&format!("/v1/mandelboxes/{id}/stop"), request, PATIENT).await
+        self.post(&format!("/v1/mandelboxes/{id}/stop"), request, PATIENT)
+            .await
     }
 
     /// Orders a drain.
@@ -138,13 +141,20 @@ impl Client {
 
     /// A mandelbox's output.
     pub async fn logs(&self, id: &MandelboxId, query: LogsQuery) -> Result<Logs> {
-        let tail = query.tail.map(|lines| format!("&tail={lines}")).unwrap_or_default();
+        let tail = query
+            .tail
+            .map(|lines| format!("&tail={lines}"))
+            .unwrap_or_default();
         let path = format!("/v1/mandelboxes/{id}/logs?follow={}{tail}", query.follow);
         let opened = async {
             let exchange = self.send(Method::GET, &path, Bytes::new()).await?;
             match exchange.response.status() {
                 StatusCode::OK => Ok(exchange),
-                _ => self.read::<ErrorView>(exchange).await.map(ClientError::Refused).and_then(Err),
+                _ => self
+                    .read::<ErrorView>(exchange)
+                    .await
+                    .map(ClientError::Refused)
+                    .and_then(Err),
             }
         };
         let exchange = self.within(PROMPT * 3, opened).await?;
@@ -155,7 +165,8 @@ impl Client {
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        self.within(PROMPT, self.call(Method::GET, path, Bytes::new())).await
+        self.within(PROMPT, self.call(Method::GET, path, Bytes::new()))
+            .await
     }
 
     async fn post<T: DeserializeOwned>(
@@ -165,7 +176,8 @@ impl Client {
         limit: Duration,
     ) -> Result<T> {
         let body = serde_json::to_vec(body).map_err(|error| self.broken(error))?;
-        self.within(limit, self.call(Method::POST, path, body.into())).await
+        self.within(limit, self.call(Method::POST, path, body.into()))
+            .await
     }
 
     async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T> {
@@ -179,8 +191,9 @@ impl Client {
 
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Exchange> {
         let stream = self.connect().await?;
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.broken(error))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| self.broken(error))?;
         let mut driver = JoinSet::new();
         driver.spawn(async move {
             // Its error reaches the request or the body as well.
@@ -193,7 +206,10 @@ impl Client {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|error| self.broken(error))?;
-        let response = sender.send_request(request).await.map_err(|error| self.broken(error))?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|error| self.broken(error))?;
         Ok(Exchange {
             response,
             _connection: driver,
@@ -201,19 +217,26 @@ impl Client {
     }
 
     async fn connect(&self) -> Result<UnixStream> {
-        UnixStream::connect(&self.socket).await.map_err(|source| match source.kind() {
-            io::ErrorKind::PermissionDenied => ClientError::Denied(self.socket.clone()),
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NoService {
-                socket: self.socket.clone(),
-                source,
-            },
-            _ => self.broken(source),
-        })
+        UnixStream::connect(&self.socket)
+            .await
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::PermissionDenied => ClientError::Denied(self.socket.clone()),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NoService {
+                    socket: self.socket.clone(),
+                    source,
+                },
+                _ => self.broken(source),
+            })
     }
 
     async fn read<T: DeserializeOwned>(&self, exchange: Exchange) -> Result<T> {
-        let Exchange { response, _connection } = exchange;
-        let body = Limited::new(response.into_body(), ANSWER_LIMIT_BYTES).collect().await;
+        let Exchange {
+            response,
+            _connection,
+        } = exchange;
+        let body = Limited::new(response.into_body(), ANSWER_LIMIT_BYTES)
+            .collect()
+            .await;
         let body = body.map_err(|error| self.broken(error))?.to_bytes();
         serde_json::from_slice(&body).map_err(|error| self.broken(error))
     }

@@ -18,6 +18,7 @@ use cap_std::{
 use futures::StreamExt;
 use host_core::MandelboxId;
 use inotify::{EventStream, Inotify, WatchMask};
+use rustix::fs::{AtFlags, Gid, Uid};
 
 /// Created by the application when it can take its client.
 pub const READY_FOR_CLIENT: &str = "done_sleeping_until_X_clients";
@@ -45,6 +46,12 @@ pub struct Owner {
     pub uid: u32,
     /// Group id inside.
     pub gid: u32,
+}
+
+impl Owner {
+    fn raw(self) -> (Uid, Gid) {
+        (Uid::from_raw(self.uid), Gid::from_raw(self.gid))
+    }
 }
 
 impl Root {
@@ -88,7 +95,8 @@ impl Root {
         let own = root.open_dir(id.as_str())?;
         for name in [MAPPINGS, SOCKETS] {
             own.create_dir_with(name, &private)?;
-            give(&own.open_dir(name)?, self.owner)?;
+            let (uid, gid) = self.owner.raw();
+            rustix::fs::chownat(&own, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
         }
         let files = Files { dir: Arc::new(own.open_dir(MAPPINGS)?), path: self.of(id), owner: self.owner };
         Ok(files)
@@ -142,7 +150,8 @@ impl Files {
         options.write(true).create_new(true).mode(0o600);
         let written = self.dir.open_with(&fresh, &options).and_then(|mut file| {
             file.write_all(content)?;
-            give(&file, self.owner)
+            let (uid, gid) = self.owner.raw();
+            Ok(rustix::fs::fchown(&file, Some(uid), Some(gid))?)
         });
         let placed = written.and_then(|()| self.dir.rename(&fresh, &self.dir, name));
         if placed.is_err() {
@@ -162,11 +171,6 @@ impl Files {
         let events = inotify.into_event_stream(vec![0; 1024])?;
         Ok(Arrival { files: self.clone(), name, events })
     }
-}
-
-fn give(file: &impl std::os::fd::AsFd, owner: Owner) -> io::Result<()> {
-    let (uid, gid) = (rustix::fs::Uid::from_raw(owner.uid), rustix::fs::Gid::from_raw(owner.gid));
-    Ok(rustix::fs::fchown(file, Some(uid), Some(gid))?)
 }
 
 /// A file awaited in a mandelbox's directory.

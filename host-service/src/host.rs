@@ -1,6 +1,7 @@
 //! What the servers may ask of the running host. Cheap to clone; every method is safe to cancel.
 
 use std::{
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -57,6 +58,17 @@ pub struct Condition {
     pub resources: Resources,
     /// The last figures of the GPUs.
     pub gpus: Vec<GpuStats>,
+    /// Where clients and probes are served, once they are.
+    pub listening: Option<Listening>,
+}
+
+/// Addresses as they are, where the configuration may say port 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listening {
+    /// `json_transport`.
+    pub http: SocketAddr,
+    /// Probes and metrics.
+    pub metrics: SocketAddr,
 }
 
 /// The order to drain.

@@ -7,6 +7,9 @@ use host_core::{InstanceName, pubsub::InstanceFacts};
 
 use crate::build_info::COMMIT;
 
+/// Whose mandelboxes are where nobody is asked who they are.
+pub const LOCAL_USER: &str = "localdev_user_id";
+
 /// The facts that the configured source gives. `capacity` is how many mandelboxes this host can run.
 ///
 /// # Errors

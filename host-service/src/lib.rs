@@ -1,5 +1,9 @@
 //! The per-host orchestrator of mandelboxes.
 
+pub mod admin;
+pub mod cli;
+pub mod client;
+pub mod doctor;
 pub mod deadline;
 pub mod host;
 pub mod lobby;
@@ -17,4 +21,5 @@ pub mod resources;
 mod retry;
 pub mod service;
 pub mod telemetry;
+pub mod transport;
 mod watchers;

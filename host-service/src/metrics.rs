@@ -77,7 +77,8 @@ impl Metrics {
         r.register("up", "1 while the component answers", self.up.clone());
         r.register("collector_failures", "Collections of figures that failed", self.collector_failures.clone());
         for &stage in Stage::ALL {
-            self.failures.get_or_create(&ByStage { stage: stage.as_str() });
+            // Counted from 0, so that the first failure is seen as a change.
+            let _ = self.failures.get_or_create(&ByStage { stage: stage.as_str() });
         }
     }
 
@@ -91,7 +92,8 @@ impl Metrics {
 
     pub(crate) fn ended(&self, reason: &EndReason) {
         if let EndReason::SpinUpFailed { stage, .. } = reason {
-            self.failures.get_or_create(&ByStage { stage: stage.as_str() }).inc();
+            // Counted from 0, so that the first failure is seen as a change.
+            let _ = self.failures.get_or_create(&ByStage { stage: stage.as_str() }).inc();
         }
         self.ended.get_or_create(&ByReason { reason: reason.name() }).inc();
     }

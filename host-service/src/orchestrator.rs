@@ -11,14 +11,14 @@
 //! Every input is only a wake-up: the orchestrator reads the full desired state and its own board, plans, and begins
 //! the steps. It never waits for the outside itself. It returns when it drains and no owner and no chore is left.
 
-use std::{collections::BTreeSet, future::Future, sync::Arc, time::Duration};
+use std::{collections::{BTreeMap, BTreeSet}, future::Future, sync::Arc, time::Duration};
 
 use host_core::{
     MandelboxId, PluginError,
     lease::Pools,
     lifecycle::EndReason,
     planner::{self, DrainCause, LABEL_MANDELBOX, Observed, Owned, Step},
-    pubsub::{DesiredState, InstanceFacts, PubSub},
+    pubsub::{DesiredState, InstanceFacts, MandelboxRow, PubSub},
     runtime::{ContainerChange, ContainerEvent, ContainerId, Runtime},
 };
 use host_config::{MandelboxTimeouts, Profile, Settings};
@@ -82,10 +82,11 @@ pub(crate) struct Orchestrator {
     shared: Arc<Shared>,
     inputs: Inputs,
     condition: watch::Sender<Condition>,
-    owners: JoinSet<()>,
-    /// Short pieces of work on rows and orphans, each with the row it keeps busy.
-    chores: JoinSet<Option<MandelboxId>>,
-    busy: BTreeSet<MandelboxId>,
+    /// Each returns its row when that is spent.
+    owners: JoinSet<Option<MandelboxRow>>,
+    spent: BTreeMap<MandelboxId, MandelboxRow>,
+    /// Short pieces of work on rows and orphans.
+    chores: JoinSet<()>,
     orphans: BTreeSet<ContainerId>,
     drain: Option<Drain>,
 }
@@ -113,8 +114,8 @@ impl Orchestrator {
             inputs,
             condition,
             owners: JoinSet::new(),
+            spent: BTreeMap::new(),
             chores: JoinSet::new(),
-            busy: BTreeSet::new(),
             orphans: BTreeSet::new(),
             drain: None,
         }
@@ -143,15 +144,15 @@ impl Orchestrator {
             Ok(()) = self.inputs.desired.changed() => {}
             Some(sighting) = self.inputs.sightings.recv() => self.sight(sighting),
             Some(order) = self.inputs.drains.recv() => self.begin_drain(order),
-            Some(ended) = self.owners.join_next() => {
-                if let Err(error) = ended {
-                    tracing::error!(%error, "a mandelbox's owner ended without taking it down");
+            Some(ended) = self.owners.join_next() => match ended {
+                Ok(row) => self.spent.extend(row.map(|row| (row.id.clone(), row))),
+                Err(error) => tracing::error!(%error, "a mandelbox's owner ended without taking it down"),
+            },
+            Some(done) = self.chores.join_next() => {
+                if let Err(error) = done {
+                    tracing::error!(%error, "a chore panicked");
                 }
             }
-            Some(done) = self.chores.join_next() => match done {
-                Ok(id) => drop(id.map(|id| self.busy.remove(&id))),
-                Err(error) => tracing::error!(%error, "a chore panicked"),
-            },
             () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() && !self.shared.hurry.is_cancelled() => {
                 self.drain_time();
             }
@@ -162,6 +163,7 @@ impl Orchestrator {
     fn plan(&mut self) {
         let desired = self.inputs.desired.borrow_and_update().clone();
         let Some(desired) = desired else { return };
+        self.spent.retain(|_, spent| desired.mandelboxes.contains(spent));
         let steps = planner::plan(&desired, &self.observed());
         self.begin(steps);
     }
@@ -171,7 +173,7 @@ impl Orchestrator {
         Observed {
             draining: self.drain.is_some(),
             owned: owned.iter().map(|m| (m.id().clone(), Owned { ending: m.is_ending() })).collect(),
-            busy: self.busy.clone(),
+            spent: self.spent.clone(),
         }
     }
 
@@ -185,14 +187,14 @@ impl Orchestrator {
                     let span = tracing::info_span!("mandelbox", mandelbox = %mandelbox.id());
                     self.owners.spawn(owner::own(self.shared.clone(), mandelbox).instrument(span));
                 }
-                Step::Refuse(id) => {
-                    tracing::info!(mandelbox = %id, "refused: this host is draining");
-                    self.shared.lobby.refuse(&id, Failure::Draining);
-                    self.remove_row(id);
+                Step::Refuse(row) => {
+                    tracing::info!(mandelbox = %row.id, "refused: this host is draining");
+                    self.shared.lobby.refuse(&row.id, Failure::Draining);
+                    self.remove_row(row);
                 }
-                Step::Forget(id) => {
-                    tracing::warn!(mandelbox = %id, "its row says that it lives here, and it does not: removing the row");
-                    self.remove_row(id);
+                Step::Forget(row) => {
+                    tracing::warn!(mandelbox = %row.id, "its row says that it lives here, and it does not: removing the row");
+                    self.remove_row(row);
                 }
                 Step::End(id, reason) => {
                     if let Some(mandelbox) = self.shared.board.get(&id) {
@@ -205,12 +207,11 @@ impl Orchestrator {
         }
     }
 
-    fn remove_row(&mut self, id: MandelboxId) {
-        self.busy.insert(id.clone());
-        let shared = self.shared.clone();
+    fn remove_row(&mut self, row: MandelboxRow) {
+        let (shared, id) = (self.shared.clone(), row.id.clone());
+        self.spent.insert(id.clone(), row);
         self.chores.spawn(async move {
             shared.persist("removing a row", || shared.pubsub.remove(&shared.facts.name, &id)).await;
-            Some(id)
         });
     }
 
@@ -227,7 +228,6 @@ impl Orchestrator {
             if let Err(error) = within(limit, "removing an orphaned container", removal).await {
                 tracing::warn!(error = %host_core::chain(&error), "an orphaned container stays for now");
             }
-            None
         });
     }
 
@@ -286,7 +286,6 @@ impl Orchestrator {
         let shared = self.shared.clone();
         self.chores.spawn(async move {
             shared.persist("marking this host as draining", || shared.pubsub.mark_draining(&shared.facts.name)).await;
-            None
         });
     }
 
@@ -307,12 +306,6 @@ impl Orchestrator {
 }
 
 impl Shared {
-    /// Removes the service's own directories, as far as nothing is in them.
-    pub(crate) fn end(&self) {
-        self.root.close();
-        self.records.close();
-    }
-
     /// Tries until it works, unless trying again cannot help or the service ends.
     pub(crate) async fn persist<F>(&self, doing: &'static str, operation: impl Fn() -> F)
     where
@@ -340,3 +333,6 @@ pub(crate) async fn blocking<T: Send + 'static>(
     let span = tracing::Span::current();
     task::spawn_blocking(move || span.in_scope(work)).await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
 }
+
+#[cfg(test)]
+mod tests;

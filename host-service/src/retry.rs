@@ -6,24 +6,24 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 
 /// Pauses that grow from a tenth of a second to `longest`, without end.
 #[derive(Debug)]
-pub struct Pauses {
+pub(crate) struct Pauses {
     longest: Duration,
     next: backon::ExponentialBackoff,
 }
 
 impl Pauses {
     /// Starts short.
-    pub fn up_to(longest: Duration) -> Self {
+    pub(crate) fn up_to(longest: Duration) -> Self {
         Self { longest, next: Self::growing(longest) }
     }
 
     /// Starts short again, after something worked.
-    pub fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.next = Self::growing(self.longest);
     }
 
     /// Waits for the next pause.
-    pub async fn pause(&mut self) {
+    pub(crate) async fn pause(&mut self) {
         tokio::time::sleep(self.next.next().unwrap_or(self.longest)).await;
     }
 

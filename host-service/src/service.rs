@@ -6,7 +6,7 @@
 //! goes, the directories go, and the records are flushed last.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -30,9 +30,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    admin::{AdminServer, metrics_server::MetricsServer, views::Readiness},
     deadline::within,
     files::{Owner, Root},
-    host::{Condition, DrainOrder, Host, Parts},
+    host::{Condition, DrainOrder, Host, Listening, Parts},
     identity,
     leftovers::Leftovers,
     lobby::{Lobby, LobbyLimits},
@@ -43,6 +44,7 @@ use crate::{
     plugins,
     records::Records,
     telemetry::Dispatch,
+    transport::{OnRequest, Options, Server},
     watchers,
 };
 
@@ -77,13 +79,74 @@ pub async fn run(loaded: Loaded, options: RunOptions) -> anyhow::Result<()> {
 
 async fn serve(registry: &Registry, loaded: Loaded, options: RunOptions, telemetry: &Dispatch) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
+    let ground = Ground::open(&loaded.settings)?;
     let service = tokio::select! {
-        service = Service::build(registry, loaded, options, telemetry) => service?,
+        service = Service::build(registry, loaded, options, telemetry, &ground) => service?,
         () = signals.next() => anyhow::bail!("stopped by a signal before the start was complete"),
     };
     match service {
         Some(service) => service.run(signals).await,
         None => Ok(()),
+    }
+}
+
+/// The directories that this service works in, and its alone. Dropping it removes them as far as nothing is in them.
+struct Ground {
+    root: Root,
+    records: Arc<Records>,
+    certificate: PathBuf,
+}
+
+impl Ground {
+    fn open(settings: &Settings) -> anyhow::Result<Self> {
+        let records = Arc::new(Records::open(&settings.paths.state)?);
+        let owner = Owner { uid: settings.mandelbox.uid, gid: settings.mandelbox.gid };
+        let root = Root::open(&settings.paths.root, owner)
+            .with_context(|| format!("paths.root {} cannot be made", settings.paths.root.display()))?;
+        Ok(Self { root, records, certificate: settings.paths.state.join("tls") })
+    }
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        // A certificate made by itself is worth nothing to anybody once the service is gone; there may be none.
+        let _ = std::fs::remove_dir_all(&self.certificate);
+        self.root.close();
+        self.records.close();
+    }
+}
+
+/// Everything that listens.
+struct Servers {
+    transport: Server,
+    admin: AdminServer,
+    metrics: MetricsServer,
+}
+
+impl Servers {
+    async fn bind(host: &Host, shared: &Shared) -> anyhow::Result<Self> {
+        let settings = &shared.settings;
+        let (of, metrics, asked) = (host.clone(), shared.metrics.clone(), host.clone());
+        let text = move || metrics.text(&of).unwrap_or_default();
+        let ready = move || Readiness::of(&asked.condition());
+        let user = identity::LOCAL_USER.parse().context("the local user")?;
+        let on_request = OnRequest::of(host, user);
+        Ok(Self {
+            metrics: MetricsServer::bind(settings.metrics.listen, text, ready).await?,
+            transport: Server::build(Options::try_from(&**settings)?, shared.lobby.clone(), on_request).await?,
+            admin: AdminServer::bind(&settings.admin)?,
+        })
+    }
+
+    fn listening(&self) -> anyhow::Result<Listening> {
+        Ok(Listening { http: self.transport.local_addr()?, metrics: self.metrics.local_addr()? })
+    }
+
+    /// Serves until `stop`; each server then ends in its own time.
+    fn run(self, host: &Host, tasks: &TaskTracker, stop: &CancellationToken) {
+        tasks.spawn(self.transport.run(stop.clone(), SERVERS_END));
+        tasks.spawn(self.admin.run(host.clone(), stop.clone()));
+        tasks.spawn(self.metrics.run(stop.clone()));
     }
 }
 
@@ -104,20 +167,18 @@ impl Service {
         loaded: Loaded,
         options: RunOptions,
         telemetry: &Dispatch,
+        ground: &Ground,
     ) -> anyhow::Result<Option<Self>> {
         let started = Instant::now();
         let settings = Arc::new(loaded.settings.clone());
-        let records = Arc::new(Records::open(&settings.paths.state)?);
-        let owner = Owner { uid: settings.mandelbox.uid, gid: settings.mandelbox.gid };
-        let root = Root::open(&settings.paths.root, owner)
-            .with_context(|| format!("paths.root {} cannot be made", settings.paths.root.display()))?;
+        let Ground { root, records, .. } = ground;
         let name = identity::name(settings.instance.name.as_ref()).context("instance.name")?;
         let (runtime, gpu, pubsub) = tokio::try_join!(
             runtime(registry, &loaded),
             build(&registry.gpus, "gpu", &settings.gpu.plugin, &loaded),
             build(&registry.pubsubs, "pubsub", &settings.pubsub.plugin, &loaded),
         )?;
-        clear_leftovers(runtime.as_ref(), &records, &root, &name, &settings, options).await?;
+        clear_leftovers(runtime.as_ref(), records, root, &name, &settings, options).await?;
         let pools = pools(&settings);
         let gpus = monitor::look_at_gpus(&pools, gpu.as_ref(), settings.gpu.timeout).await.context("the GPUs")?;
         let facts = Arc::new(identity::facts(&loaded, capacity(&settings, &pools))?);
@@ -133,8 +194,8 @@ impl Service {
             pools,
             lobby: lobby(&settings),
             board: Arc::new(Board::default()),
-            root,
-            records,
+            root: root.clone(),
+            records: records.clone(),
             metrics: Arc::new(Metrics::default()),
             seccomp: seccomp(&settings.mandelbox.seccomp)?,
             hurry: CancellationToken::new(),
@@ -142,8 +203,9 @@ impl Service {
         });
         let host = host(&shared, drain_orders, condition.subscribe(), started);
         let servers = Servers::bind(&host, &shared).await?;
+        let listening = servers.listening()?;
+        condition.send_modify(|condition| condition.listening = Some(listening));
         if !register(&shared, &condition).await? {
-            shared.end();
             return Ok(None);
         }
         Ok(Some(Self { host, shared, gpu, servers, condition, drains }))
@@ -161,7 +223,7 @@ impl Service {
         background(boxed(monitor::collect(shared.clone(), gpu, condition.clone())));
         let killed = CancellationToken::new();
         background(boxed(obey(signals, host.clone(), killed.clone())));
-        servers.run(&tasks, &stop);
+        servers.run(&host, &tasks, &stop);
         tracing::info!(
             instance = %shared.facts.name,
             profile = %shared.profile,
@@ -180,8 +242,7 @@ impl Service {
         if tokio::time::timeout(SERVERS_END, tasks.wait()).await.is_err() {
             tracing::warn!("a server did not end in time");
         }
-        drop(host);
-        finish(shared, cause)
+        finish(&shared, cause)
     }
 }
 
@@ -338,10 +399,8 @@ async fn unregister(shared: &Shared, cause: DrainCause) {
     }
 }
 
-/// The last files.
-fn finish(shared: Arc<Shared>, cause: DrainCause) -> anyhow::Result<()> {
-    let left = shared.records.all().unwrap_or_default();
-    shared.end();
+fn finish(shared: &Shared, cause: DrainCause) -> anyhow::Result<()> {
+    let left = shared.records.all()?;
     anyhow::ensure!(left.is_empty(), "{} mandelboxes could not be taken down; see --purge-leftovers", left.len());
     tracing::info!(?cause, "nothing is left; the service ends");
     Ok(())

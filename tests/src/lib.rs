@@ -1,4 +1,5 @@
 //! Whole-process tests of the host service and their harness.
 
 pub mod engine;
+pub mod service;
 pub mod wait;

@@ -31,7 +31,13 @@ where
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         let bytes = tokio::time::timeout(DEADLINE, Bytes::from_request(request, state)).await;
         let bytes = bytes
-            .map_err(|_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout", "the body did not come in time"))?
+            .map_err(|_| {
+                ApiError::new(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "timeout",
+                    "the body did not come in time",
+                )
+            })?
             .map_err(|rejection| match rejection.status() {
                 StatusCode::PAYLOAD_TOO_LARGE => ApiError::new(
                     StatusCode::PAYLOAD_TOO_LARGE,
@@ -45,7 +51,8 @@ where
         }
         let mut json = serde_json::Deserializer::from_slice(&bytes);
         let value: T = serde_path_to_error::deserialize(&mut json).map_err(|error| explain(&error))?;
-        json.end().map_err(|error| ApiError::malformed(error.to_string()))?;
+        json.end()
+            .map_err(|error| ApiError::malformed(error.to_string()))?;
         Ok(Self(value))
     }
 }

@@ -30,7 +30,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let path = Path::<String>::from_request_parts(parts, state).await;
         let Path(text) = path.map_err(|rejection| ApiError::malformed(rejection.body_text()))?;
-        let id = text.parse().map_err(|error: host_core::InvalidId| ApiError::malformed(error.to_string()))?;
+        let id = text
+            .parse()
+            .map_err(|error: host_core::InvalidId| ApiError::malformed(error.to_string()))?;
         Ok(Self(id))
     }
 }
@@ -38,7 +40,12 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
 /// Every mandelbox that has not ended
 #[utoipa::path(get, path = "/v1/mandelboxes", tag = "admin", responses((status = 200, body = MandelboxesView)))]
 pub(crate) async fn list(State(host): State<Host>) -> Json<MandelboxesView> {
-    let mandelboxes = host.board().all().iter().map(|mandelbox| show::mandelbox(mandelbox)).collect();
+    let mandelboxes = host
+        .board()
+        .all()
+        .iter()
+        .map(|mandelbox| show::mandelbox(mandelbox))
+        .collect();
     Json(MandelboxesView { mandelboxes })
 }
 
@@ -70,12 +77,19 @@ pub(crate) async fn logs(
         follow: query.follow,
         tail: query.tail,
     };
-    let opened = host.logs(&id, options).await.ok_or_else(|| ApiError::no_mandelbox(&id))?;
+    let opened = host
+        .logs(&id, options)
+        .await
+        .ok_or_else(|| ApiError::no_mandelbox(&id))?;
     let output = opened?.inspect_err(move |error| {
         // The status is sent already: all that is left is to break the answer off.
         tracing::warn!(mandelbox = %id, error = %chain(error), "a log broke off");
     });
-    Ok(([(CONTENT_TYPE, "application/octet-stream")], ResponseBody::from_stream(output)).into_response())
+    Ok((
+        [(CONTENT_TYPE, "application/octet-stream")],
+        ResponseBody::from_stream(output),
+    )
+        .into_response())
 }
 
 /// Stops a mandelbox and waits until it is gone

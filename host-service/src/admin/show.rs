@@ -10,18 +10,18 @@ use host_core::{
     lease::{GpuSlots, Pool, Pools},
     lifecycle::{Phase, Timing},
     planner::DrainCause,
-    pubsub::Heartbeat,
     runtime::ContainerPort,
 };
 
 use super::views::{
-    ConditionView, ContainerView, EndView, GpuView, InstanceView, LeasesView, MandelboxView, PluginsView,
+    ConditionView, ContainerView, EndView, GpuView, InstanceView, LeasesView, ListeningView, MandelboxView, PluginsView,
     PortView, ResourcesView, StatusView, TimingView, UsageView,
 };
 use crate::{
     build_info,
     host::{Condition, Host},
     mandelbox::{Board, Mandelbox},
+    resources::Resources,
 };
 
 /// The whole service at a glance.
@@ -40,6 +40,10 @@ pub(crate) fn status(host: &Host) -> StatusView {
             instance_type: facts.instance_type.clone(),
             ip: facts.ip.clone(),
         },
+        listening: condition.listening.map(|listening| ListeningView {
+            http: listening.http.to_string(),
+            metrics: listening.metrics.to_string(),
+        }),
         plugins: PluginsView {
             runtime: settings.runtime.plugin.clone(),
             gpu: settings.gpu.plugin.clone(),
@@ -49,7 +53,7 @@ pub(crate) fn status(host: &Host) -> StatusView {
         capacity: facts.capacity,
         mandelboxes: phases(host.board()),
         leases: leases(host.pools()),
-        resources: resources(condition.heartbeat),
+        resources: resources(condition.resources),
         gpus: gpus(host.pools(), &condition.gpus),
         condition: view(condition),
     }
@@ -100,13 +104,21 @@ fn leases(pools: &Pools) -> LeasesView {
     }
 }
 
-fn resources(heartbeat: Heartbeat) -> ResourcesView {
+fn resources(resources: Resources) -> ResourcesView {
     ResourcesView {
-        at_unix_ms: heartbeat.at_ms,
-        memory_remaining_kb: heartbeat.memory_remaining_kb,
-        nanocpus_remaining: heartbeat.nanocpus_remaining,
-        gpu_vram_remaining_kb: heartbeat.gpu_vram_remaining_kb,
+        memory_available_bytes: whole(resources.memory_available_bytes),
+        idle_nanocpus: whole(resources.idle_cores * 1e9),
+        load_1m: resources.load1,
+        disk_free_bytes: whole(resources.disk_free_bytes),
     }
+}
+
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "a cast from a float saturates, and no machine has 2^64 bytes"
+)]
+fn whole(figure: f64) -> u64 {
+    figure as u64
 }
 
 fn gpus(pools: &Pools, stats: &[GpuStats]) -> Vec<GpuView> {

@@ -67,12 +67,16 @@ impl BoundSocket {
     /// directory that only this user can enter, gets its group and mode there, and then its place by a link, which
     /// of two services that start at once only one can make. What a dead service left is replaced.
     pub(crate) fn bind(path: &Path, group: Option<&str>) -> Result<Self, BindError> {
-        let gid = group.map(|name| group_id(name, Path::new("/etc/group"))).transpose()?;
+        let gid = group
+            .map(|name| group_id(name, Path::new("/etc/group")))
+            .transpose()?;
         let parent = path.parent().unwrap_or_else(|| Path::new("/"));
         make_parent(parent)?;
         clear(path)?;
         let (listener, device_and_inode) = bind_aside(path, parent, gid)?;
-        listener.set_nonblocking(true).map_err(failed("preparing", path))?;
+        listener
+            .set_nonblocking(true)
+            .map_err(failed("preparing", path))?;
         let listener = UnixListener::from_std(listener).map_err(failed("preparing", path))?;
         let file = SocketFile {
             path: path.to_owned(),
@@ -85,7 +89,8 @@ impl BoundSocket {
 impl Drop for SocketFile {
     /// Only what is still ours: another service may have taken the place of one that was slow to end.
     fn drop(&mut self) {
-        let ours = fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.device_and_inode);
+        let ours =
+            fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.device_and_inode);
         if ours && let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "the admin socket could not be removed");
         }
@@ -101,7 +106,8 @@ fn make_parent(parent: &Path) -> Result<(), BindError> {
         return Ok(());
     }
     fs::create_dir_all(parent).map_err(failed("creating", parent))?;
-    fs::set_permissions(parent, fs::Permissions::from_mode(PARENT_MODE)).map_err(failed("setting the mode of", parent))
+    fs::set_permissions(parent, fs::Permissions::from_mode(PARENT_MODE))
+        .map_err(failed("setting the mode of", parent))
 }
 
 /// Removes what a dead service left.
@@ -126,7 +132,9 @@ fn bind_aside(path: &Path, parent: &Path, gid: Option<u32>) -> Result<(StdListen
     let aside = parent.join(format!(".{}", std::process::id()));
     // What a killed service with this process id left.
     match fs::remove_dir_all(&aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("removing", &aside)(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(failed("removing", &aside)(error));
+        }
         _ => {}
     }
     fs::DirBuilder::new()
@@ -162,7 +170,9 @@ fn group_id(name: &str, groups: &Path) -> Result<u32, BindError> {
     let text = fs::read_to_string(groups).map_err(failed("reading", groups))?;
     let id = |line: &str| {
         let mut fields = line.split(':');
-        (fields.next()? == name).then(|| fields.nth(1)?.parse().ok()).flatten()
+        (fields.next()? == name)
+            .then(|| fields.nth(1)?.parse().ok())
+            .flatten()
     };
     text.lines()
         .find_map(id)

@@ -18,11 +18,10 @@ use super::{
 };
 use crate::{
     host::Host,
+    identity,
     lobby::{Answer, ClientRequest, Failure, StartupData},
 };
 
-/// Whose a mandelbox is when nobody says; the name that the original's walk-through uses.
-const LOCAL_USER: &str = "localdev_user_id";
 
 /// Allocates a mandelbox: only the database event
 ///
@@ -91,7 +90,11 @@ pub(crate) async fn spin_up(
 }
 
 /// First the client's part, then the allocation: the data is there when the mandelbox asks for it.
-async fn meet(host: &Host, allocation: &Allocation, json: String) -> Result<std::sync::Arc<Answer>, ApiError> {
+async fn meet(
+    host: &Host,
+    allocation: &Allocation,
+    json: String,
+) -> Result<std::sync::Arc<Answer>, ApiError> {
     let lobby = host.lobby();
     lobby.forget(&allocation.id);
     let pending = lobby.join(ClientRequest {
@@ -112,7 +115,10 @@ async fn meet(host: &Host, allocation: &Allocation, json: String) -> Result<std:
             // A row that nobody has claimed yet; whoever does finds the data.
             Err(error) if error.kind() == ErrorKind::Conflict => {}
             Err(error) => {
-                lobby.refuse(&allocation.id, Failure::Unavailable("it could not be allocated".into()));
+                lobby.refuse(
+                    &allocation.id,
+                    Failure::Unavailable("it could not be allocated".into()),
+                );
                 return Err(error.into());
             }
             Ok(()) => {}
@@ -126,11 +132,13 @@ fn allocation(host: &Host, request: AllocateRequest) -> Result<(Allocation, Allo
     if host.condition().draining.is_some() {
         return Err(Failure::Draining.into());
     }
-    let app = request.app.unwrap_or_else(|| host.settings().mandelbox.default_app.clone());
+    let app = request
+        .app
+        .unwrap_or_else(|| host.settings().mandelbox.default_app.clone());
     let id = request.id.map_or_else(random_id, Ok)?;
     let user = match request.user {
         Some(user) => user,
-        None => valid(LOCAL_USER.parse::<UserId>())?,
+        None => valid(identity::LOCAL_USER.parse::<UserId>())?,
     };
     let allocation = Allocation {
         id: id.clone(),
@@ -165,15 +173,17 @@ fn random_word() -> String {
 
 /// For texts of our own making, which are valid.
 fn valid<T>(parsed: Result<T, host_core::InvalidId>) -> Result<T, ApiError> {
-    parsed.map_err(|error| {
-        ApiError::from(PluginError::new(ErrorKind::Internal, error.to_string()))
-    })
+    parsed.map_err(|error| ApiError::from(PluginError::new(ErrorKind::Internal, error.to_string())))
 }
 
 /// The first TCP port as a page, where ports are published.
 fn url(publish: IpAddr, ports: &[(ContainerPort, u16)]) -> Option<String> {
     let (_, port) = ports.iter().find(|(port, _)| port.protocol == Protocol::Tcp)?;
-    let address = if publish.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { publish };
+    let address = if publish.is_unspecified() {
+        Ipv4Addr::LOCALHOST.into()
+    } else {
+        publish
+    };
     Some(format!("http://{}/", SocketAddr::new(address, *port)))
 }
 
@@ -190,7 +200,10 @@ mod tests {
 
     #[test]
     fn the_url_is_one_that_this_machine_can_open() {
-        let ports = [("1/udp".parse().unwrap(), 10_000), ("2/tcp".parse().unwrap(), 10_001)];
+        let ports = [
+            ("1/udp".parse().unwrap(), 10_000),
+            ("2/tcp".parse().unwrap(), 10_001),
+        ];
         let url = |ip: &str| url(ip.parse().unwrap(), &ports).unwrap();
         assert_eq!(url("0.0.0.0"), "http://127.0.0.1:10001/");
         assert_eq!(url("10.0.0.7"), "http://10.0.0.7:10001/");
@@ -201,6 +214,6 @@ mod tests {
     #[test]
     fn what_is_made_up_is_valid() {
         assert_ne!(random_id().unwrap(), random_id().unwrap());
-        assert!(LOCAL_USER.parse::<UserId>().is_ok());
+        assert!(crate::identity::LOCAL_USER.parse::<UserId>().is_ok());
     }
 }

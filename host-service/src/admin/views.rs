@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 /// The whole service at a glance.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct StatusView {
     /// Version of the service.
     pub version: String,
@@ -25,6 +25,8 @@ pub struct StatusView {
     pub uptime_seconds: u64,
     /// Who this host is.
     pub instance: InstanceView,
+    /// Where it is reached; absent while it starts.
+    pub listening: Option<ListeningView>,
     /// The plugins chosen.
     pub plugins: PluginsView,
     /// How it does.
@@ -35,10 +37,19 @@ pub struct StatusView {
     pub mandelboxes: BTreeMap<String, usize>,
     /// What is leased.
     pub leases: LeasesView,
-    /// What is left, as last reported to the control plane.
+    /// What is left.
     pub resources: ResourcesView,
     /// Its GPUs.
     pub gpus: Vec<GpuView>,
+}
+
+/// Addresses as they are, where the configuration may say port 0.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ListeningView {
+    /// `json_transport`, over HTTPS.
+    pub http: String,
+    /// Probes and metrics, over HTTP.
+    pub metrics: String,
 }
 
 /// Who a host is.
@@ -104,16 +115,16 @@ pub struct UsageView {
 }
 
 /// What a host has left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ResourcesView {
-    /// When that was, Unix time; 0 before the first report.
-    pub at_unix_ms: i64,
-    /// Available memory.
-    pub memory_remaining_kb: i64,
+    /// Memory that can be had without swapping.
+    pub memory_available_bytes: u64,
     /// Idle CPU in 10⁻⁹ CPUs.
-    pub nanocpus_remaining: i64,
-    /// Free GPU memory, all devices together.
-    pub gpu_vram_remaining_kb: i64,
+    pub idle_nanocpus: u64,
+    /// Load average of a minute.
+    pub load_1m: f64,
+    /// Free space for mandelboxes' files.
+    pub disk_free_bytes: u64,
 }
 
 /// One GPU.

@@ -3,7 +3,11 @@
 use std::{convert::Infallible, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt;
-use host_core::{lease::LeaseSet, lifecycle::EndReason};
+use host_core::{
+    lease::LeaseSet,
+    lifecycle::{EndReason, Phase, Stage},
+    pubsub::MandelboxRow,
+};
 
 use super::{Shared, spin_up::spin_up, take_down::take_down};
 use crate::{
@@ -25,8 +29,9 @@ pub(super) struct Estate {
     pub engine_asked: bool,
 }
 
-/// Spins it up, keeps it, takes it down.
-pub(super) async fn own(shared: Arc<Shared>, mandelbox: Arc<Mandelbox>) {
+/// Spins it up, keeps it, takes it down. Returns its row unless the row could not even be claimed, so that it may be
+/// tried again.
+pub(super) async fn own(shared: Arc<Shared>, mandelbox: Arc<Mandelbox>) -> Option<MandelboxRow> {
     let mut estate = Estate::default();
     let life = AssertUnwindSafe(live(&shared, &mandelbox, &mut estate)).catch_unwind().await;
     mandelbox.end(EndOrder { reason: life.unwrap_or(EndReason::Panicked), grace: None });
@@ -36,6 +41,10 @@ pub(super) async fn own(shared: Arc<Shared>, mandelbox: Arc<Mandelbox>) {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     shared.board.remove(mandelbox.id());
+    let Phase::Gone(EndReason::SpinUpFailed { stage: Stage::Claim, .. }) = mandelbox.state().phase else {
+        return Some(mandelbox.row.clone());
+    };
+    None
 }
 
 /// Until its end is ordered or its spin-up fails.

@@ -32,6 +32,7 @@ use crate::{
     lobby::{Answer, StartupData},
     mandelbox::Mandelbox,
     records::Record,
+    retry::Pauses,
 };
 
 /// A port that was free when probed can be taken by the time the engine binds it; then others are tried.
@@ -42,7 +43,6 @@ pub(super) async fn spin_up(shared: &Shared, mandelbox: &Mandelbox, estate: &mut
     let begun = Instant::now();
     let spin_up = SpinUp { shared, mandelbox };
     tracing::info!(app = %mandelbox.app, user = %mandelbox.row.user, "spinning up");
-    estate.leases = Some(spin_up.lease()?);
     let image = spin_up.claim_and_prepare(estate).await?;
     let key = AesKey::from_bytes(rand::random());
     let application = spin_up.launch_and_deliver(estate, &image, &key).await?;
@@ -108,9 +108,10 @@ impl SpinUp<'_> {
         Ok(leases)
     }
 
+    /// The claim runs to its end whatever happens beside it: only a row that is ours can be removed, and only then
+    /// can its client be told.
     async fn claim_and_prepare(&self, estate: &mut Estate) -> Result<ImageRef, EndReason> {
         let Estate { claimed, seat, files, leases, .. } = estate;
-        let limits = &self.shared.settings.mandelbox.timeouts;
         let claim = self.stage(Stage::Claim, async {
             self.claim().await?;
             *claimed = true;
@@ -119,21 +120,38 @@ impl SpinUp<'_> {
             Ok::<_, StageError>(())
         });
         let image = self.stage(Stage::Image, image::present(self.shared, &self.mandelbox.app));
-        let prepare = self.stage(Stage::Prepare, async {
-            self.record(Stage::Prepare, leases.as_ref()).await?;
-            *files = Some(self.prepare().await?);
-            Ok::<_, StageError>(())
-        });
-        let prepare = bounded(Stage::Prepare, limits.prepare, prepare);
-        tokio::try_join!(claim, image, prepare).map(|((), image, ())| image)
+        let prepare = async {
+            let leases = leases.insert(self.lease()?);
+            let prepare = self.stage(Stage::Prepare, async {
+                self.record(Stage::Prepare, Some(leases)).await?;
+                *files = Some(self.prepare().await?);
+                Ok::<_, StageError>(())
+            });
+            bounded(Stage::Prepare, self.shared.settings.mandelbox.timeouts.prepare, prepare).await
+        };
+        let (claimed, prepared) = tokio::join!(claim, async { tokio::try_join!(image, prepare) });
+        claimed?;
+        prepared.map(|(image, ())| image)
     }
 
+    /// Tries again while there is time: the row stays wanted, and its client waits.
     async fn claim(&self) -> Result<(), StageError> {
-        let claim = self.shared.pubsub.claim(&self.shared.facts.name, self.mandelbox.id());
-        match within(self.shared.settings.mandelbox.timeouts.claim, "claiming the row", claim).await? {
-            Claim::Won(_) => Ok(()),
-            Claim::Lost => Err(StageError::End(EndReason::ClaimLost)),
-        }
+        let limit = self.shared.settings.mandelbox.timeouts.claim;
+        let mut pauses = Pauses::up_to(limit);
+        let mut last = None;
+        let claim = async {
+            loop {
+                match self.shared.pubsub.claim(&self.shared.facts.name, self.mandelbox.id()).await {
+                    Ok(Claim::Won(_)) => return Ok(()),
+                    Ok(Claim::Lost) => return Err(StageError::End(EndReason::ClaimLost)),
+                    Err(error) => last = Some(chain(&error)),
+                }
+                pauses.pause().await;
+            }
+        };
+        let claimed = tokio::time::timeout(limit, claim).await;
+        let late = |_| StageError::Failed(last.unwrap_or_else(|| format!("claiming the row took longer than {limit:?}")));
+        claimed.map_err(late)?
     }
 
     /// Makes the directory and everything in it that is known before the client comes.
@@ -259,6 +277,8 @@ impl SpinUp<'_> {
     /// Gives the ports back, once no container can use them any more, and leases others.
     async fn change_ports(&self, leases: &mut Option<LeaseSet>, files: &crate::files::Files) -> Result<(), EndReason> {
         let limits = &self.shared.settings.mandelbox.timeouts;
+        // Its removal is ours: the event must not end the mandelbox.
+        self.mandelbox.update(|state| state.container = None);
         let container = self.mandelbox.container.clone().into();
         let removal = self.shared.runtime.remove(&container);
         self.stage(Stage::Create, within(limits.remove, "removing the container", removal)).await?;

@@ -2,6 +2,7 @@
 //! description.
 #![expect(dead_code, reason = "types and functions that only describe")]
 
+use serde::Serialize;
 use utoipa::ToSchema;
 
 /// What a client brings for its mandelbox.
@@ -32,8 +33,8 @@ struct JsonTransportRequest {
 }
 
 /// An object, or a text that holds one.
-#[derive(ToSchema)]
-#[schema(untagged)]
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
 enum JsonData {
     /// As JSON.
     #[schema(value_type = Object)]

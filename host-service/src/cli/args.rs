@@ -1,0 +1,292 @@
+//! What the command line takes.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+use host_core::{AppName, ImageRef, MandelboxId, UserId};
+
+/// Help texts end with examples under this heading, which looks like clap's own.
+macro_rules! examples {
+    ($($line:literal)*) => {
+        concat!("\u{1b}[1;4mExamples:\u{1b}[0m", $("\n  ", $line),*)
+    };
+}
+
+/// Runs containers for users on this host, each with its ports, TTY, GPU slot and startup data, and tells a control
+/// plane how they do.
+#[derive(Debug, Parser)]
+#[command(
+    name = "host-service",
+    version,
+    max_term_width = 110,
+    after_help = examples!(
+        "host-service run                          # the service, in the foreground"
+        "host-service mandelbox spin-up            # in another terminal: a mandelbox, and a URL to look at"
+        "host-service status"
+        "host-service doctor --profile prod        # what this host lacks for production"
+    ),
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Which settings are in force; every command takes these, before and after its name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+#[command(next_help_heading = "Configuration")]
+pub struct Layers {
+    /// localdev, localdevwithdb, dev, staging or prod [default: $APP_ENV, else localdev]
+    #[arg(long, value_name = "PROFILE")]
+    pub profile: Option<String>,
+    /// Reads this file over /etc/host-service/*.toml; may be repeated, later ones win
+    #[arg(long, value_name = "FILE")]
+    pub config: Vec<PathBuf>,
+    /// Sets one value over all files and variables; may be repeated: --set runtime.plugin=sim
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the service in the foreground
+    #[command(after_help = concat!(
+        "The first Ctrl-C drains, the second ends every session now, the third kills the service.\n\n",
+        examples!(
+            "host-service run"
+            "host-service run --profile prod --config /etc/host.toml"
+            "host-service run --set runtime.plugin=sim --set http.listen=127.0.0.1:4679"
+        ),
+    ))]
+    Run(RunArgs),
+    /// Show the running service at a glance
+    #[command(after_help = examples!("host-service status" "host-service status --json | jq .capacity"))]
+    Status(JsonFlag),
+    /// Start, list, look into and stop mandelboxes
+    #[command(subcommand)]
+    Mandelbox(MandelboxCommand),
+    /// Take no new mandelboxes, let sessions end, then end the service
+    #[command(after_help = examples!(
+        "host-service drain                        # sessions may go on for drain.deadline"
+        "host-service drain --deadline 10m --wait  # … for ten minutes; come back when the service has ended"
+        "host-service drain --deadline 0 --force   # kill every session now"
+    ))]
+    Drain(DrainArgs),
+    /// Show or check the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Load and list images of runtimes that keep their own
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Tell what this host has and lacks for the profile, each with its remedy
+    #[command(after_help = examples!("host-service doctor" "host-service doctor --profile prod --json"))]
+    Doctor(JsonFlag),
+    /// Print version, commit and plugin ABI version
+    Version,
+    /// Print completions for a shell
+    #[command(after_help = examples!(
+        "host-service completions bash > /etc/bash_completion.d/host-service"
+        "host-service completions zsh > ~/.zfunc/_host-service"
+    ))]
+    Completions {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// `run`
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Remove exactly what a crashed service left on this host, instead of refusing to start over it
+    #[arg(long)]
+    pub(crate) purge_leftovers: bool,
+}
+
+/// For commands that people and programs read.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct JsonFlag {
+    /// JSON instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `mandelbox`
+#[derive(Debug, Subcommand)]
+pub(crate) enum MandelboxCommand {
+    /// Allocate a mandelbox, deliver its startup data, wait, and print ports, key and URL (local profiles)
+    #[command(after_help = examples!(
+        "host-service mandelbox spin-up"
+        "host-service mandelbox spin-up browsers/chrome --id mine --json-data '{\"dpi\": 192}'"
+    ))]
+    SpinUp(SpinUpArgs),
+    /// Allocate a mandelbox: only the database event; its client is yours to play (local profiles)
+    #[command(after_help = examples!("host-service mandelbox allocate browsers/chrome --id mine --user me"))]
+    Allocate(AllocateArgs),
+    /// List every mandelbox that has not ended
+    #[command(after_help = examples!("host-service mandelbox list" "host-service mandelbox list --json"))]
+    List(JsonFlag),
+    /// Show everything about one mandelbox, as JSON
+    #[command(after_help = examples!("host-service mandelbox inspect mine"))]
+    Inspect {
+        /// Which
+        id: MandelboxId,
+    },
+    /// Print a mandelbox's output
+    #[command(after_help = examples!("host-service mandelbox logs mine -f --tail 20"))]
+    Logs(LogsArgs),
+    /// Stop a mandelbox and wait until it is gone
+    #[command(after_help = examples!(
+        "host-service mandelbox stop mine"
+        "host-service mandelbox stop mine --timeout 0  # kill it"
+    ))]
+    Stop(StopArgs),
+}
+
+/// `mandelbox spin-up`
+#[derive(Debug, Args)]
+pub(crate) struct SpinUpArgs {
+    /// What to run [default: mandelbox.default_app]
+    pub(crate) app: Option<AppName>,
+    /// Its id, new and of A-Z a-z 0-9 _ - [default: made up]
+    #[arg(long)]
+    pub(crate) id: Option<MandelboxId>,
+    /// Whose it is [default: localdev_user_id]
+    #[arg(long)]
+    pub(crate) user: Option<UserId>,
+    /// A JSON object that the application gets as config.json [default: {}]
+    #[arg(long, value_name = "JSON", value_parser = json_object)]
+    pub(crate) json_data: Option<JsonObject>,
+    #[command(flatten)]
+    pub(crate) output: JsonFlag,
+}
+
+/// `mandelbox allocate`
+#[derive(Debug, Args)]
+pub(crate) struct AllocateArgs {
+    /// What to run
+    pub(crate) app: AppName,
+    /// Its id, new and of A-Z a-z 0-9 _ - [default: made up]
+    #[arg(long)]
+    pub(crate) id: Option<MandelboxId>,
+    /// Whose it is [default: localdev_user_id]
+    #[arg(long)]
+    pub(crate) user: Option<UserId>,
+    #[command(flatten)]
+    pub(crate) output: JsonFlag,
+}
+
+/// `mandelbox logs`
+#[derive(Debug, Args)]
+pub(crate) struct LogsArgs {
+    /// Which
+    pub(crate) id: MandelboxId,
+    /// Go on with what is written later, until the mandelbox ends
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only the last lines
+    #[arg(short = 'n', long, value_name = "LINES")]
+    pub(crate) tail: Option<u32>,
+}
+
+/// `mandelbox stop`
+#[derive(Debug, Args)]
+pub(crate) struct StopArgs {
+    /// Which
+    pub(crate) id: MandelboxId,
+    /// From SIGTERM to the kill: 30s, 2m, or seconds [default: mandelbox.stop_grace]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// `drain`
+#[derive(Debug, Args)]
+pub(crate) struct DrainArgs {
+    /// Kill sessions that are left at the deadline, without a grace period
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// How long sessions may go on: 30s, 2h, or seconds [default: drain.deadline]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) deadline: Option<Duration>,
+    /// Come back when the service has ended
+    #[arg(long)]
+    pub(crate) wait: bool,
+}
+
+/// `config`
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print every setting in force, secrets masked
+    #[command(after_help = examples!(
+        "host-service config show --origin"
+        "host-service config show --profile prod --config /etc/host.toml"
+    ))]
+    Show {
+        /// And where each came from
+        #[arg(long)]
+        origin: bool,
+    },
+    /// Check the configuration; start nothing
+    #[command(after_help = examples!("host-service config check --profile prod --config /etc/host.toml"))]
+    Check,
+}
+
+/// `image`
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Take the images of a `docker save` or OCI layout archive into the runtime
+    #[command(after_help = examples!(
+        "host-service image load chrome.tar"
+        "host-service image load build.tar --name browsers/chrome:current-build"
+    ))]
+    Load {
+        /// The archive
+        file: PathBuf,
+        /// One more name for the image
+        #[arg(long)]
+        name: Option<ImageRef>,
+    },
+    /// List the images that the runtime has
+    List(JsonFlag),
+}
+
+/// A JSON object's members.
+pub(crate) type JsonObject = serde_json::Map<String, serde_json::Value>;
+
+fn json_object(text: &str) -> Result<JsonObject, String> {
+    match serde_json::from_str(text) {
+        Ok(serde_json::Value::Object(object)) => Ok(object),
+        Ok(_) => Err("it is no JSON object; write for example '{\"dpi\": 96}'".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// `10s`, `2m 30s`, or seconds, as the engines' command lines take them.
+fn duration(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds) => Ok(Duration::from_secs(seconds)),
+        Err(_) => humantime::parse_duration(text).map_err(|error| error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_seconds_or_have_units() {
+        for (text, seconds) in [("0", 0), ("90", 90), ("10s", 10), ("2m 30s", 150), ("1h", 3600)] {
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)));
+        }
+        for bad in ["", "-1", "soon", "10 parsecs"] {
+            assert!(duration(bad).is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn startup_data_is_an_object() {
+        assert!(json_object(r#"{"dpi": 96}"#).is_ok());
+        for bad in ["", "[]", "96", "{"] {
+            assert!(json_object(bad).is_err(), "{bad:?} was accepted");
+        }
+    }
+}

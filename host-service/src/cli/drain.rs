@@ -1,0 +1,52 @@
+//! `drain`
+
+use std::time::Duration;
+
+use super::{
+    args::DrainArgs,
+    failure::Failure,
+    mandelbox::millis,
+    output::{Out, YELLOW},
+    progress::Progress,
+};
+use crate::{
+    admin::views::DrainRequest,
+    client::{Client, ClientError},
+};
+
+/// How often a waiting command looks whether the service has ended.
+const LOOK: Duration = Duration::from_millis(200);
+
+pub(crate) async fn drain(args: &DrainArgs, client: &Client, out: &mut Out) -> Result<(), Failure> {
+    let request = DrainRequest {
+        force: args.force,
+        deadline_ms: args.deadline.map(millis),
+    };
+    let ordered = client.drain(&request).await?;
+    if !args.wait {
+        let left = ordered.mandelboxes;
+        return Ok(out.line(format_args!(
+            "{YELLOW}draining{YELLOW:#}; {left} mandelboxes have yet to end"
+        ))?);
+    }
+    until_ended(client).await?;
+    Ok(out.line(format_args!("drained; the service has ended"))?)
+}
+
+/// The service removes its socket when nothing is left.
+async fn until_ended(client: &Client) -> Result<(), Failure> {
+    let progress = Progress::new("draining");
+    loop {
+        match client.status().await {
+            Ok(status) => {
+                let left: usize = status.mandelboxes.values().sum();
+                progress.now(format!("draining; {left} mandelboxes have yet to end"));
+            }
+            Err(ClientError::NoService { .. }) => return Ok(()),
+            // Its connections are cut when it ends; whether it has, the next look tells.
+            Err(ClientError::Broken { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}

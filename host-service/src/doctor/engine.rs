@@ -1,0 +1,235 @@
+//! What stands behind the plugins: the container engine, images, GPUs; and what a crashed service left with them.
+
+use std::{sync::Arc, time::Duration};
+
+use host_config::{Loaded, Pull};
+use host_core::{
+    AppName, ImageRef, PluginError, chain,
+    planner::LABEL_INSTANCE,
+    registry::{Context, Plugins, Registry},
+    runtime::{Runtime, Selector},
+};
+
+use super::{Check, files, machine::Machine};
+use crate::{admin::views::StatusView, deadline::within, identity};
+
+/// Whatever hangs for longer is broken.
+const LIMIT: Duration = Duration::from_secs(10);
+
+pub(super) async fn checks(
+    loaded: &Loaded,
+    registry: &Registry,
+    machine: &Machine,
+    service: Option<&StatusView>,
+) -> Vec<Check> {
+    let settings = &loaded.settings;
+    let mut checks = vec![running(service)];
+    let mut runtime = None;
+    match reach(loaded, &registry.runtimes).await {
+        Ok((check, reached)) => {
+            checks.extend([check, image(loaded, reached.as_ref()).await]);
+            runtime = Some(reached);
+        }
+        Err(error) => checks.push(Check::fail(
+            format!("runtime {}", settings.runtime.plugin),
+            chain(&error),
+            format!(
+                "start it, or set runtime.plugin to another: {}",
+                names(&registry.runtimes)
+            ),
+        )),
+    }
+    checks.push(gpus(loaded, registry).await);
+    if service.is_none() {
+        checks.push(leftovers(loaded, machine, runtime.as_deref()).await);
+    }
+    checks
+}
+
+fn running(service: Option<&StatusView>) -> Check {
+    match service {
+        Some(status) => Check::ok(
+            "service",
+            format!("runs, profile {}, version {}", status.profile, status.version),
+        ),
+        None => Check::ok("service", "does not run here"),
+    }
+}
+
+fn names<P: ?Sized + 'static>(plugins: &Plugins<P>) -> String {
+    plugins.names().collect::<Vec<_>>().join(", ")
+}
+
+async fn build<P: ?Sized + 'static>(
+    loaded: &Loaded,
+    plugins: &Plugins<P>,
+    kind: &str,
+    name: &str,
+) -> Result<Arc<P>, PluginError> {
+    let plugin = plugins.get(name).ok_or_else(|| {
+        PluginError::new(
+            host_core::ErrorKind::NotFound,
+            format!("there is no {kind} plugin {name:?}"),
+        )
+    })?;
+    let context = Context {
+        state_dir: loaded.settings.paths.state.clone(),
+        local: loaded.profile.is_local(),
+    };
+    within(
+        LIMIT,
+        "reaching it",
+        plugin.build(&loaded.section(kind, name), context),
+    )
+    .await
+}
+
+async fn reach(
+    loaded: &Loaded,
+    plugins: &Plugins<dyn Runtime>,
+) -> Result<(Check, Arc<dyn Runtime>), PluginError> {
+    let name = &loaded.settings.runtime.plugin;
+    let runtime = build(loaded, plugins, "runtime", name).await?;
+    let info = within(LIMIT, "asking for its version", runtime.health()).await?;
+    let api = info
+        .api_version
+        .map(|api| format!(", API {api}"))
+        .unwrap_or_default();
+    Ok((
+        Check::ok(
+            format!("runtime {name}"),
+            format!("{} {}{api}", info.name, info.version),
+        ),
+        runtime,
+    ))
+}
+
+/// The image of the default app.
+async fn image(loaded: &Loaded, runtime: &dyn Runtime) -> Check {
+    let settings = &loaded.settings.mandelbox;
+    let name = format!("image of {}", settings.default_app);
+    let wanted = match settings.image.image(&settings.default_app) {
+        Ok(wanted) => wanted,
+        Err(error) => return Check::fail(name, error.to_string(), "set mandelbox.image"),
+    };
+    let search = find(
+        &settings.default_app,
+        &wanted,
+        settings.match_local_images,
+        runtime,
+    );
+    match within(LIMIT, "looking for it", search).await {
+        Ok(Some(image)) => Check::ok(name, format!("{image} is present")),
+        Ok(None) if settings.pull == Pull::Never => Check::fail(
+            name,
+            format!("{wanted} is not present, and mandelbox.pull is \"never\""),
+            format!("host-service image load FILE --name {wanted}"),
+        ),
+        Ok(None) => Check::warn(
+            name,
+            format!("{wanted} is not present; the first spin-up fetches it"),
+            "fetch it beforehand with the engine's own pull command",
+        ),
+        Err(error) => Check::fail(name, chain(&error), "see the runtime's own log"),
+    }
+}
+
+async fn find(
+    app: &AppName,
+    wanted: &ImageRef,
+    match_local: bool,
+    runtime: &dyn Runtime,
+) -> Result<Option<ImageRef>, PluginError> {
+    if runtime.image(wanted).await?.is_some() {
+        return Ok(Some(wanted.clone()));
+    }
+    if !match_local {
+        return Ok(None);
+    }
+    let images = runtime.images().await?;
+    Ok(images
+        .into_iter()
+        .flat_map(|image| image.names)
+        .find(|name| is_of(app, name)))
+}
+
+/// Without registry, tag and digest it is the app's name.
+fn is_of(app: &AppName, image: &ImageRef) -> bool {
+    let name = image.as_str().split('@').next().unwrap_or_default();
+    let repository = match name.rsplit_once(':') {
+        Some((repository, tag)) if !tag.contains('/') => repository,
+        _ => name,
+    };
+    repository
+        .strip_suffix(app.as_str())
+        .is_some_and(|before| before.is_empty() || before.ends_with('/'))
+}
+
+async fn gpus(loaded: &Loaded, registry: &Registry) -> Check {
+    let plugin = &loaded.settings.gpu.plugin;
+    let name = format!("gpu {plugin}");
+    let found = async {
+        let gpu = build(loaded, &registry.gpus, "gpu", plugin).await?;
+        within(LIMIT, "enumerating the devices", gpu.enumerate()).await
+    };
+    match found.await {
+        Ok(devices) if devices.is_empty() => Check::ok(name, "no devices: mandelboxes run without"),
+        Ok(devices) => {
+            let models: Vec<_> = devices.iter().map(|device| device.name.as_str()).collect();
+            Check::ok(name, format!("{} devices: {}", devices.len(), models.join(", ")))
+        }
+        Err(error) => Check::fail(
+            name,
+            chain(&error),
+            format!(
+                "install its driver, or set gpu.plugin to another: {}",
+                names(&registry.gpus)
+            ),
+        ),
+    }
+}
+
+/// A new service refuses to start over these.
+async fn leftovers(loaded: &Loaded, machine: &Machine, runtime: Option<&dyn Runtime>) -> Check {
+    let mut left = files::leftovers(machine, &loaded.settings);
+    if let (Some(runtime), Ok(instance)) = (runtime, identity::name(loaded.settings.instance.name.as_ref())) {
+        let selector = Selector::label(LABEL_INSTANCE, instance.as_str());
+        match within(LIMIT, "listing containers", runtime.list(&selector)).await {
+            Ok(containers) => left.extend(containers.into_iter().map(|container| container.name)),
+            Err(error) => return Check::fail("leftovers", chain(&error), "see the runtime's own log"),
+        }
+    }
+    if left.is_empty() {
+        return Check::ok("leftovers", "none");
+    }
+    let found = format!("an earlier service left {}", left.join(", "));
+    Check::fail(
+        "leftovers",
+        found,
+        "look at them, then host-service run --purge-leftovers",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_belongs_to_an_app_by_its_repository() {
+        let of = |image: &str| is_of(&"browsers/chrome".parse().unwrap(), &image.parse().unwrap());
+        for image in [
+            "browsers/chrome",
+            "browsers/chrome:x",
+            "localhost:5000/dev/browsers/chrome@sha256:0",
+        ] {
+            assert!(of(image), "{image}");
+        }
+        for image in [
+            "xbrowsers/chrome",
+            "browsers/chrome2:x",
+            "localhost:5000/browsers/firefox",
+        ] {
+            assert!(!of(image), "{image}");
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! From the service's settings to this server's options.
+
+use std::sync::Arc;
+
+use futures::FutureExt;
+use host_config::{AuthMode, AuthSettings, HttpSettings, Settings};
+use host_core::UserId;
+
+use super::{Auth, BuildError, Certificate, Limits, OnRequest, Options};
+use crate::host::Host;
+
+impl TryFrom<&Settings> for Options {
+    type Error = BuildError;
+
+    fn try_from(settings: &Settings) -> Result<Self, BuildError> {
+        Ok(Self {
+            listen: settings.http.listen,
+            certificate: certificate(settings)?,
+            auth: auth(&settings.auth)?,
+            limits: Limits::from(&settings.http),
+        })
+    }
+}
+
+fn certificate(settings: &Settings) -> Result<Certificate, BuildError> {
+    let http = &settings.http;
+    match (http.certificate.clone(), http.key.clone()) {
+        (Some(certificate), Some(key)) => Ok(Certificate::Files { certificate, key }),
+        (Some(_), None) => Err(BuildError::Unset("http.key")),
+        (None, Some(_)) => Err(BuildError::Unset("http.certificate")),
+        (None, None) => Ok(Certificate::Generated {
+            directory: settings.paths.state.join("tls"),
+            addresses: settings
+                .instance
+                .ip
+                .into_iter()
+                .chain([http.listen.ip()])
+                .collect(),
+        }),
+    }
+}
+
+fn auth(auth: &AuthSettings) -> Result<Auth, BuildError> {
+    match auth.mode {
+        AuthMode::Off => Ok(Auth::Off),
+        AuthMode::Jwt => Ok(Auth::Jwt {
+            issuer: auth.issuer.clone().ok_or(BuildError::Unset("auth.issuer"))?,
+            audience: auth.audience.clone().ok_or(BuildError::Unset("auth.audience"))?,
+            jwks_file: auth
+                .jwks_file
+                .clone()
+                .ok_or(BuildError::Unset("auth.jwks_file"))?,
+        }),
+    }
+}
+
+impl From<&HttpSettings> for Limits {
+    fn from(http: &HttpSettings) -> Self {
+        Self {
+            max_connections: usize::try_from(http.max_connections).unwrap_or(usize::MAX),
+            handshake_timeout: http.handshake_timeout,
+            header_timeout: http.header_timeout,
+            body_timeout: http.body_timeout,
+            idle_timeout: http.idle_timeout,
+            body_limit_bytes: usize::try_from(http.body_limit_bytes).unwrap_or(usize::MAX),
+        }
+    }
+}
+
+impl OnRequest {
+    /// Through `host`, for `user` where tokens are not checked; `None` unless `mandelbox.allocate_on_request`.
+    pub fn of(host: &Host, user: UserId) -> Option<Self> {
+        let settings = &host.settings().mandelbox;
+        let (host, app) = (host.clone(), settings.default_app.clone());
+        settings.allocate_on_request.then(|| Self {
+            allocate: Arc::new(move |allocation| {
+                let host = host.clone();
+                async move { host.allocate(&allocation).await }.boxed()
+            }),
+            user,
+            app,
+        })
+    }
+}

@@ -1,0 +1,11 @@
+//! The clients' server, over real sockets and real TLS, with a stand-in for the orchestrator that opens seats.
+#![cfg(test)]
+
+mod abuse;
+mod client;
+mod contract;
+mod issuer;
+mod life;
+mod secrets;
+mod tokens;
+mod world;
