@@ -44,7 +44,48 @@ impl Formatter for Harmless {
 
 #[cfg(test)]
 mod tests {
+    use std::{sync::Arc, time::SystemTime};
+
+    use host_core::telemetry::{Level, Record};
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
     use super::*;
+    use crate::{json, pretty};
+
+    fn record(message: &str, fields: &Value) -> Record {
+        Record {
+            at: SystemTime::UNIX_EPOCH,
+            level: Level::Info,
+            target: "test",
+            message: message.to_owned(),
+            fields: fields.as_object().unwrap().clone(),
+            instance: None,
+            environment: Arc::from("localdev"),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_breaks_out_of_its_line(
+            texts in proptest::collection::vec(r#"\PC{0,8}[\x00-\x1f\x7f-\x9f\u{2028}-\u{202e}\u{2066}-\u{2069}\u{200f}"\\]{0,4}\PC{0,8}"#, 3)
+        ) {
+            let [message, key, value] = &texts[..] else { unreachable!() };
+            let fields = json!({"mandelbox": value, key: value, "nested": {key: [value]}});
+            let record = record(message, &fields);
+            let (mut plain, mut machine) = (Vec::new(), Vec::new());
+            pretty::push(&mut plain, &record, false);
+            json::push(&mut machine, &record);
+            for text in [&plain, &machine] {
+                let line = std::str::from_utf8(text.strip_suffix(b"\n").unwrap()).unwrap();
+                let hostile = |c: char| c.is_control() || "\u{2028}\u{2029}\u{202e}\u{2066}\u{200f}".contains(c);
+                prop_assert!(!line.contains(hostile), "{line:?}");
+            }
+            let line: Value = serde_json::from_slice(&machine).unwrap();
+            prop_assert_eq!(&line["message"], message);
+            prop_assert_eq!(&line["fields"], &fields, "escaping loses nothing");
+        }
+    }
 
     #[test]
     fn what_commands_a_terminal_or_ends_a_line_is_written_out() {

@@ -11,8 +11,7 @@ use host_core::{
     pubsub::InstanceFacts,
     telemetry::{Level, Record, Telemetry},
 };
-use proptest::prelude::*;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use telemetry_console::{Console, Look};
 
 const PLAIN: Look = Look::Pretty { colour: false };
@@ -31,14 +30,18 @@ impl Write for Buffer {
     }
 }
 
-/// What the console writes for these records until it ends.
+/// What the console writes for these records.
 fn written(look: Look, records: impl IntoIterator<Item = Record>) -> String {
     let buffer = Buffer::default();
     let console = Console::new(buffer.clone(), look, 100).unwrap();
     for record in records {
         console.record(&Arc::new(record));
     }
-    drop(console);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    runtime.block_on(console.flush(Duration::from_secs(10))).unwrap();
     String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap()
 }
 
@@ -135,22 +138,4 @@ fn a_line_for_machines_has_every_key() {
             "environment": "localdev",
         })
     );
-}
-
-proptest! {
-    #[test]
-    fn no_text_breaks_out_of_its_line(texts in proptest::collection::vec("\\PC{0,8}[\\pC\\p{Zl}\\p{Zp}\"\\\\]{0,4}\\PC{0,8}", 3)) {
-        let [message, key, value] = &texts[..] else { unreachable!() };
-        let fields = json!({"mandelbox": value, key: value, "nested": {key: [value]}});
-        let record = record(Level::Info, message, fields.clone());
-        for look in [PLAIN, Look::Json] {
-            let text = written(look, [record.clone()]);
-            let line = text.strip_suffix('\n').unwrap();
-            let hostile = |c: char| c.is_control() || "\u{2028}\u{2029}\u{202e}\u{2066}\u{200f}".contains(c);
-            prop_assert!(!line.contains(hostile), "{line:?}");
-        }
-        let line: Map<String, Value> = serde_json::from_str(&written(Look::Json, [record])).unwrap();
-        prop_assert_eq!(&line["message"], message);
-        prop_assert_eq!(&line["fields"], &fields, "escaping loses nothing");
-    }
 }
