@@ -84,80 +84,79 @@ async fn other_paths_and_methods_are_refused() {
     }
 }
 
+/// Bodies, and what their refusal says.
+const MALFORMED: [(&str, &str); 25] = [
+    ("", "not JSON"),
+    ("{", "not JSON"),
+    ("\u{feff}{}", "not JSON"),
+    ("{}{}", "not JSON"),
+    (r#"{"mandelbox_id":"m"}x"#, "not JSON: line 1, column 21"),
+    ("null", "one JSON object"),
+    (r#""secret""#, "one JSON object"),
+    (r#"["m",null,null,null,null,null,null,null]"#, "one JSON object"),
+    (
+        r#"{"mandelbox_id":"m","mandelbox_id":"n"}"#,
+        "no field comes twice",
+    ),
+    ("{}", "mandelbox_id is missing"),
+    (r#"{"mandelbox_id":null}"#, "mandelbox_id is missing"),
+    (r#"{"mandelbox_id":7}"#, "mandelbox_id must be a string"),
+    (r#"{"mandelbox_id":""}"#, "mandelbox_id must be 1 to 64"),
+    (r#"{"mandelbox_id":"../secret"}"#, "mandelbox_id must be 1 to 64"),
+    (
+        r#"{"mandelbox_id":"m","jwt_access_token":{}}"#,
+        "jwt_access_token must be a string",
+    ),
+    (
+        r#"{"mandelbox_id":"m","json_data":"secret"}"#,
+        "json_data must be a JSON object",
+    ),
+    (
+        r#"{"mandelbox_id":"m","json_data":"[]"}"#,
+        "json_data must be a JSON object",
+    ),
+    (
+        r#"{"mandelbox_id":"m","json_data":["secret"]}"#,
+        "json_data must be a JSON object",
+    ),
+    (
+        r#"{"mandelbox_id":"m","json_data":false}"#,
+        "json_data must be a JSON object",
+    ),
+    (
+        r#"{"mandelbox_id":"m","config_encryption_token":"secret"}"#,
+        "config_encryption_token must be a string of at",
+    ),
+    (
+        r#"{"mandelbox_id":"m","config_encryption_token":1234567890}"#,
+        "config_encryption_token must be a string",
+    ),
+    (
+        r#"{"mandelbox_id":"m","is_new_config_encryption_token":"secret"}"#,
+        "token must be true or false",
+    ),
+    (
+        r#"{"mandelbox_id":"m","cookies":["secret"]}"#,
+        "cookies must be a string",
+    ),
+    (
+        r#"{"mandelbox_id":"m","bookmarks":{"secret":1}}"#,
+        "bookmarks must be a string",
+    ),
+    (
+        r#"{"mandelbox_id":"m","app_name":"../secret"}"#,
+        "app_name must be an application's name",
+    ),
+];
+
 #[tokio::test]
 async fn what_is_malformed_is_named() {
     let world = World::new().await;
     let mut client = world.connect().await;
-    let deep = format!(
-        r#"{{"mandelbox_id":"m","json_data":{{"x":{}{}}}}}"#,
-        "[".repeat(500),
-        "]".repeat(500)
-    );
-    let rows: [(&str, &str); 26] = [
-        ("", "not JSON"),
-        ("{", "not JSON"),
-        ("\u{feff}{}", "not JSON"),
-        ("{}{}", "not JSON"),
-        (r#"{"mandelbox_id":"m"}x"#, "not JSON: line 1, column 21"),
-        ("null", "one JSON object"),
-        (r#""secret""#, "one JSON object"),
-        (r#"["m",null,null,null,null,null,null,null]"#, "one JSON object"),
-        (
-            r#"{"mandelbox_id":"m","mandelbox_id":"n"}"#,
-            "no field comes twice",
-        ),
-        ("{}", "mandelbox_id is missing"),
-        (r#"{"mandelbox_id":null}"#, "mandelbox_id is missing"),
-        (r#"{"mandelbox_id":7}"#, "mandelbox_id must be a string"),
-        (r#"{"mandelbox_id":""}"#, "mandelbox_id must be 1 to 64"),
-        (r#"{"mandelbox_id":"../secret"}"#, "mandelbox_id must be 1 to 64"),
-        (
-            r#"{"mandelbox_id":"m","jwt_access_token":{}}"#,
-            "jwt_access_token must be a string",
-        ),
-        (
-            r#"{"mandelbox_id":"m","json_data":"secret"}"#,
-            "json_data must be a JSON object",
-        ),
-        (
-            r#"{"mandelbox_id":"m","json_data":"[]"}"#,
-            "json_data must be a JSON object",
-        ),
-        (
-            r#"{"mandelbox_id":"m","json_data":["secret"]}"#,
-            "json_data must be a JSON object",
-        ),
-        (
-            r#"{"mandelbox_id":"m","json_data":false}"#,
-            "json_data must be a JSON object",
-        ),
-        (&deep, "json_data must be a JSON object"),
-        (
-            r#"{"mandelbox_id":"m","config_encryption_token":"secret"}"#,
-            "config_encryption_token must be a string of at",
-        ),
-        (
-            r#"{"mandelbox_id":"m","config_encryption_token":1234567890}"#,
-            "config_encryption_token must be a string",
-        ),
-        (
-            r#"{"mandelbox_id":"m","is_new_config_encryption_token":"secret"}"#,
-            "token must be true or false",
-        ),
-        (
-            r#"{"mandelbox_id":"m","cookies":["secret"]}"#,
-            "cookies must be a string",
-        ),
-        (
-            r#"{"mandelbox_id":"m","bookmarks":{"secret":1}}"#,
-            "bookmarks must be a string",
-        ),
-        (
-            r#"{"mandelbox_id":"m","app_name":"../secret"}"#,
-            "app_name must be an application's name",
-        ),
-    ];
-    for (body, text) in rows {
+    let (open, close) = ("[".repeat(500), "]".repeat(500));
+    let deep = format!(r#"{{"mandelbox_id":"m","json_data":{{"x":{open}{close}}}}}"#);
+    let too_deep = (&*deep, "json_data must be a JSON object");
+    for (body, text) in MALFORMED.into_iter().chain([too_deep]) {
         let said = client.ask("PUT", "/json_transport", "", body.as_bytes()).await;
         assert_eq!(said.refused(), (400, "malformed"), "{body}");
         let error = said.body["error"].as_str().unwrap();

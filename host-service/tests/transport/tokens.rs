@@ -51,79 +51,77 @@ async fn a_good_token_gets_its_users_mandelbox() {
     assert_eq!((said.status, said.body), (200, told()), "in the header");
 }
 
-#[tokio::test]
-async fn every_bad_token_is_told_401() {
-    let (world, issuer) = world().await;
-    let good = issuer.token("ann");
-    let keys = issuer.keys();
+/// Rightly signed tokens that say something else than they must.
+fn bad_claims(issuer: &Issuer) -> Vec<(&'static str, String)> {
+    let rows = [
+        ("token_expired", json!({"exp": now() - 60})),
+        ("token_expired", json!({"exp": 0})),
+        ("token_invalid", json!({"exp": null})),
+        ("token_invalid", json!({"exp": "tomorrow"})),
+        ("token_invalid", json!({"exp": -1})),
+        ("token_invalid", json!({"nbf": now() + 60})),
+        ("token_invalid", json!({"nbf": "tomorrow"})),
+        ("token_invalid", json!({"iss": "https://issuer.example"})),
+        (
+            "token_invalid",
+            json!({"iss": [ISSUER, "https://other.example/"]}),
+        ),
+        ("token_invalid", json!({"iss": null})),
+        ("token_invalid", json!({"aud": "https://other.example"})),
+        ("token_invalid", json!({"aud": []})),
+        ("token_invalid", json!({"aud": null})),
+        ("token_invalid", json!({"sub": null})),
+        ("token_invalid", json!({"sub": ""})),
+        ("token_invalid", json!({"sub": 7})),
+        ("token_invalid", json!({"sub": "a\u{0}b"})),
+    ];
+    rows.map(|(code, changes)| (code, issuer.rs256(&claims_but(changes))))
+        .to_vec()
+}
+
+/// Tokens that say what they must, and are not signed as they must be.
+fn bad_signatures(issuer: &Issuer) -> Vec<String> {
+    let (good, keys) = (issuer.token("ann"), issuer.keys());
     let modulus = keys["keys"][3]["n"].as_str().unwrap();
-    let but = |changes: Value| issuer.rs256(&claims_but(changes));
     let (head, rest) = good.split_once('.').unwrap();
     let (payload, signature) = rest.split_once('.').unwrap();
     let header = |header: Value| issuer.rsa_signed(&header, &claims("ann"));
-    let none = |alg: &str| signed(&json!({"alg": alg}), &claims("ann"), |_| Vec::new());
-    let rows = [
-        ("token_missing", String::new()),
-        ("token_expired", but(json!({"exp": now() - 60}))),
-        ("token_expired", but(json!({"exp": 0}))),
-        ("token_invalid", but(json!({"exp": null}))),
-        ("token_invalid", but(json!({"exp": "tomorrow"}))),
-        ("token_invalid", but(json!({"exp": -1}))),
-        ("token_invalid", but(json!({"nbf": now() + 60}))),
-        ("token_invalid", but(json!({"nbf": "tomorrow"}))),
-        ("token_invalid", but(json!({"iss": "https://issuer.example"}))),
-        (
-            "token_invalid",
-            but(json!({"iss": [ISSUER, "https://other.example/"]})),
-        ),
-        ("token_invalid", but(json!({"iss": null}))),
-        ("token_invalid", but(json!({"aud": "https://other.example"}))),
-        ("token_invalid", but(json!({"aud": []}))),
-        ("token_invalid", but(json!({"aud": null}))),
-        ("token_invalid", but(json!({"sub": null}))),
-        ("token_invalid", but(json!({"sub": ""}))),
-        ("token_invalid", but(json!({"sub": 7}))),
-        ("token_invalid", but(json!({"sub": "a\u{0}b"}))),
-        ("token_invalid", none("none")),
-        ("token_invalid", none("None")),
-        ("token_invalid", none("RS256")),
-        ("token_invalid", hs256(b"secret", &claims("ann"))),
-        ("token_invalid", hs256(modulus.as_bytes(), &claims("ann"))),
-        ("token_invalid", header(json!({"alg": "RS512", "kid": "rsa"}))),
-        (
-            "token_invalid",
-            header(json!({"alg": "ES256", "kid": "elliptic"})),
-        ),
-        ("token_invalid", header(json!({"alg": "RS256", "kid": "unknown"}))),
-        (
-            "token_invalid",
-            header(json!({"alg": "RS256", "kid": "encryption"})),
-        ),
-        (
-            "token_invalid",
-            header(json!({"alg": "RS256", "kid": "elliptic"})),
-        ),
-        (
-            "token_invalid",
-            header(json!({"alg": "RS256", "kid": "rsa", "crit": ["exp"]})),
-        ),
-        ("token_invalid", header(json!({"kid": "rsa"}))),
-        ("token_invalid", RFC_TOKEN.to_owned()),
-        ("token_invalid", format!("{head}.{payload}.")),
-        ("token_invalid", format!("{head}.{payload}")),
-        ("token_invalid", format!("{head}.{payload}.{signature}.x")),
-        ("token_invalid", format!("{head}.{payload}x.{signature}")),
-        (
-            "token_invalid",
-            format!("{head}.{payload}.{}", signature.to_lowercase()),
-        ),
-        ("token_invalid", "..".into()),
-        ("token_invalid", "a".repeat(500_000)),
-        (
-            "token_invalid",
-            format!("{}.{payload}.{signature}", "A".repeat(20_000)),
-        ),
-    ];
+    let unsigned = |alg: &str| signed(&json!({"alg": alg}), &claims("ann"), |_| Vec::new());
+    vec![
+        unsigned("none"),
+        unsigned("None"),
+        unsigned("RS256"),
+        hs256(b"secret", &claims("ann")),
+        hs256(modulus.as_bytes(), &claims("ann")),
+        header(json!({"alg": "RS512", "kid": "rsa"})),
+        header(json!({"alg": "ES256", "kid": "elliptic"})),
+        header(json!({"alg": "RS256", "kid": "unknown"})),
+        header(json!({"alg": "RS256", "kid": "encryption"})),
+        header(json!({"alg": "RS256", "kid": "elliptic"})),
+        header(json!({"alg": "RS256", "kid": "rsa", "crit": ["exp"]})),
+        header(json!({"kid": "rsa"})),
+        RFC_TOKEN.to_owned(),
+        format!("{head}.{payload}."),
+        format!("{head}.{payload}"),
+        format!("{head}.{payload}.{signature}.x"),
+        format!("{head}.{payload}x.{signature}"),
+        format!("{head}.{payload}.{}", signature.to_lowercase()),
+        "..".into(),
+        "a".repeat(500_000),
+        format!("{}.{payload}.{signature}", "A".repeat(20_000)),
+    ]
+}
+
+#[tokio::test]
+async fn every_bad_token_is_told_401() {
+    let (world, issuer) = world().await;
+    let invalid = bad_signatures(&issuer)
+        .into_iter()
+        .map(|token| ("token_invalid", token));
+    let rows = bad_claims(&issuer)
+        .into_iter()
+        .chain(invalid)
+        .chain([("token_missing", String::new())]);
     let mut client = world.connect().await;
     for (code, token) in rows {
         let said = client.put(&with_token("m", &token)).await;
