@@ -21,10 +21,8 @@ pub struct Observed {
     pub draining: bool,
     /// Every mandelbox with an owner task, and whether it is ending already.
     pub owned: BTreeMap<MandelboxId, Owned>,
-    /// Rows being removed or refused right now.
-    pub busy: BTreeSet<MandelboxId>,
-    /// Rows whose mandelbox has lived and ended here. The control plane may not have said yet that such a row has
-    /// changed; a row of the same id that differs is a new one.
+    /// Rows that have been dealt with: refused, forgotten, or their mandelbox has lived and ended here. The control
+    /// plane may not have said yet that such a row has changed; a row of the same id that differs is a new one.
     pub spent: BTreeMap<MandelboxId, MandelboxRow>,
 }
 
@@ -41,11 +39,11 @@ pub enum Step {
     /// Give it an owner, which claims it first.
     SpinUp(MandelboxRow),
     /// This host takes no new ones: delete the row, so that the control plane can choose another host.
-    Refuse(MandelboxId),
+    Refuse(MandelboxRow),
     /// End it.
     End(MandelboxId, EndReason),
     /// A row says that it lives here, and nothing here does: delete the row.
-    Forget(MandelboxId),
+    Forget(MandelboxRow),
     /// Take no new ones and end with the last.
     Drain(DrainCause),
     /// A container of this host that no owner knows: remove it.
@@ -101,17 +99,15 @@ fn drain_cause(instance: Option<InstanceStatus>) -> Option<DrainCause> {
 }
 
 fn plan_row(row: &MandelboxRow, draining: bool, observed: &Observed) -> Option<Step> {
-    if observed.busy.contains(&row.id) {
-        return None;
-    }
-    let id = row.id.clone();
     match (observed.owned.get(&row.id), row.status) {
-        (Some(owned), MandelboxStatus::Dying) if !owned.ending => Some(Step::End(id, EndReason::RowDying)),
+        (Some(owned), MandelboxStatus::Dying) if !owned.ending => {
+            Some(Step::End(row.id.clone(), EndReason::RowDying))
+        }
         (Some(_), _) => None,
-        (None, MandelboxStatus::Allocated) if observed.spent.get(&row.id) == Some(row) => None,
-        (None, MandelboxStatus::Allocated) if draining => Some(Step::Refuse(id)),
+        (None, _) if observed.spent.get(&row.id).is_some_and(|spent| spent.is_same(row)) => None,
+        (None, MandelboxStatus::Allocated) if draining => Some(Step::Refuse(row.clone())),
         (None, MandelboxStatus::Allocated) => Some(Step::SpinUp(row.clone())),
-        (None, _) => Some(Step::Forget(id)),
+        (None, _) => Some(Step::Forget(row.clone())),
     }
 }
 

@@ -90,6 +90,13 @@ pub struct MandelboxRow {
     pub created_ms: i64,
 }
 
+impl MandelboxRow {
+    /// Both are the same allocation, at whatever status.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (&self.id, &self.session, self.created_ms) == (&other.id, &other.session, other.created_ms)
+    }
+}
+
 /// Everything the control plane wants of one host.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DesiredState {

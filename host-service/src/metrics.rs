@@ -138,7 +138,9 @@ impl Gauges {
     }
 
     fn one(&mut self, name: &str, help: &str, value: f64) {
-        self.add(name, help, [(Vec::new(), value)]);
+        let gauge = Gauge::<f64, AtomicU64>::default();
+        gauge.set(value);
+        self.0.register(name, help, gauge);
     }
 }
 

@@ -11,7 +11,7 @@ use host_core::{
 };
 use tokio::{
     sync::watch,
-    time::{MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval, interval_at, sleep},
 };
 
 use crate::{
@@ -61,7 +61,8 @@ pub(crate) async fn look_at_gpus(pools: &Pools, gpu: &dyn Gpu, limit: Duration) 
 /// Reports until it is dropped.
 pub(crate) async fn report(shared: Arc<Shared>, condition: watch::Receiver<Condition>) {
     let pubsub = &shared.settings.pubsub;
-    let mut stale = interval(pubsub.stale_check);
+    // Not at once: what is there when the service starts must first be seen and taken on.
+    let mut stale = interval_at(Instant::now() + pubsub.stale_check, pubsub.stale_check);
     stale.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let beats = async {
         loop {

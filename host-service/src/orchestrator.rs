@@ -163,7 +163,7 @@ impl Orchestrator {
     fn plan(&mut self) {
         let desired = self.inputs.desired.borrow_and_update().clone();
         let Some(desired) = desired else { return };
-        self.spent.retain(|_, spent| desired.mandelboxes.contains(spent));
+        self.spent.retain(|_, spent| desired.mandelboxes.iter().any(|row| row.is_same(spent)));
         let steps = planner::plan(&desired, &self.observed());
         self.begin(steps);
     }

@@ -345,7 +345,8 @@ impl Service {
             "{}",
             String::from_utf8_lossy(&output.stderr)
         );
-        Ok(serde_json::from_slice(&output.stdout)?)
+        let list: Value = serde_json::from_slice(&output.stdout)?;
+        list["mandelboxes"].as_array().cloned().with_context(|| format!("no list: {list}"))
     }
 
     /// `PUT /json_transport` with this body.

@@ -89,14 +89,9 @@ fn rows_without_a_mandelbox_are_forgotten() {
     ] {
         assert_eq!(
             plan(&active(vec![row(1, status)]), &Observed::default()),
-            [Step::Forget(id(1))]
+            [Step::Forget(row(1, status))]
         );
     }
-    let busy = Observed {
-        busy: [id(1)].into(),
-        ..Observed::default()
-    };
-    assert_eq!(plan(&active(vec![row(1, MandelboxStatus::Running)]), &busy), []);
 }
 
 #[test]
@@ -121,7 +116,7 @@ fn draining_refuses_new_rows_and_keeps_running_ones() {
     let steps = plan(&desired, &owning(&[(2, false)]));
     assert_eq!(
         steps,
-        [Step::Drain(DrainCause::ControlPlane), Step::Refuse(id(1))]
+        [Step::Drain(DrainCause::ControlPlane), Step::Refuse(row(1, MandelboxStatus::Allocated))]
     );
 }
 
@@ -177,16 +172,11 @@ fn desired() -> impl Strategy<Value = DesiredState> {
 
 fn observed() -> impl Strategy<Value = Observed> {
     let owned = prop::collection::btree_map(0u8..8, any::<bool>(), 0..8);
-    (any::<bool>(), owned, prop::collection::btree_set(0u8..8, 0..3)).prop_map(|(draining, owned, busy)| {
-        Observed {
-            draining,
-            owned: owned
-                .into_iter()
-                .map(|(n, ending)| (id(n), Owned { ending }))
-                .collect(),
-            busy: busy.into_iter().map(id).collect(),
-        spent: BTreeMap::new(),
-        }
+    let spent = prop::collection::btree_map(0u8..8, prop::sample::select(MandelboxStatus::ALL), 0..3);
+    (any::<bool>(), owned, spent).prop_map(|(draining, owned, spent)| Observed {
+        draining,
+        owned: owned.into_iter().map(|(n, ending)| (id(n), Owned { ending })).collect(),
+        spent: spent.into_iter().map(|(n, status)| (id(n), row(n, status))).collect(),
     })
 }
 
@@ -195,7 +185,7 @@ fn begun(mut observed: Observed, steps: &[Step]) -> Observed {
     for step in steps {
         match step {
             Step::SpinUp(row) => drop(observed.owned.insert(row.id.clone(), Owned { ending: false })),
-            Step::Refuse(id) | Step::Forget(id) => drop(observed.busy.insert(id.clone())),
+            Step::Refuse(row) | Step::Forget(row) => drop(observed.spent.insert(row.id.clone(), row.clone())),
             Step::End(id, _) => drop(observed.owned.insert(id.clone(), Owned { ending: true })),
             Step::Drain(_) => observed.draining = true,
             Step::RemoveOrphan(_) => {}
@@ -224,8 +214,8 @@ proptest! {
                 prop_assert!(!observed.owned.contains_key(&row.id));
             }
             let id = match step {
-                Step::SpinUp(row) => &row.id,
-                Step::Refuse(id) | Step::Forget(id) | Step::End(id, _) => id,
+                Step::SpinUp(row) | Step::Refuse(row) | Step::Forget(row) => &row.id,
+                Step::End(id, _) => id,
                 Step::Drain(_) | Step::RemoveOrphan(_) => continue,
             };
             prop_assert!(concerned.insert(id.clone()), "{} is planned twice", id);

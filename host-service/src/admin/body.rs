@@ -34,7 +34,7 @@ where
             .map_err(|_| {
                 ApiError::new(
                     StatusCode::REQUEST_TIMEOUT,
-                    "timeout",
+                    "too_slow",
                     "the body did not come in time",
                 )
             })?

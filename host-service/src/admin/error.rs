@@ -7,6 +7,8 @@ use axum::{
 };
 use host_core::{ErrorKind, MandelboxId, PluginError, chain};
 
+use utoipa::IntoResponses;
+
 use super::views::ErrorView;
 
 /// A refused or failed request.
@@ -38,6 +40,33 @@ impl ApiError {
         let message = format!("this host has no mandelbox {id}");
         Self::new(StatusCode::NOT_FOUND, "not_found", message)
     }
+}
+
+/// What every request with a body can be told, for the description.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only describes")]
+pub(crate) enum BodyRefused {
+    /// `malformed`
+    #[response(status = 400)]
+    Malformed(#[to_schema] ErrorView),
+    /// `too_slow`
+    #[response(status = 408)]
+    TooSlow(#[to_schema] ErrorView),
+    /// `too_large`
+    #[response(status = 413)]
+    TooLarge(#[to_schema] ErrorView),
+}
+
+/// What every request for one mandelbox can be told, for the description.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only describes")]
+pub(crate) enum NoMandelbox {
+    /// `malformed`
+    #[response(status = 400)]
+    Malformed(#[to_schema] ErrorView),
+    /// `not_found`
+    #[response(status = 404)]
+    NotFound(#[to_schema] ErrorView),
 }
 
 impl IntoResponse for ApiError {

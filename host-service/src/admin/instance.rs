@@ -7,14 +7,17 @@ use host_core::planner::DrainCause;
 
 use super::{
     body::Body,
-    error::ApiError,
+    error::{ApiError, BodyRefused},
     show,
-    views::{DrainRequest, DrainView, ErrorView, StatusView},
+    views::{DrainRequest, DrainView, StatusView},
 };
 use crate::host::{DrainOrder, Host};
 
 /// The whole service at a glance
-#[utoipa::path(get, path = "/v1/status", tag = "admin", responses((status = 200, body = StatusView)))]
+#[utoipa::path(
+    get, path = "/v1/status", tag = "admin",
+    responses((status = 200, description = "as it is now", body = StatusView)),
+)]
 pub(crate) async fn status(State(host): State<Host>) -> Json<StatusView> {
     Json(show::status(&host))
 }
@@ -24,7 +27,7 @@ pub(crate) async fn status(State(host): State<Host>) -> Json<StatusView> {
 /// Answers as soon as the drain is ordered. A second order may only hurry the first.
 #[utoipa::path(
     post, path = "/v1/drain", tag = "admin", request_body = DrainRequest,
-    responses((status = 202, body = DrainView), (status = 400, body = ErrorView)),
+    responses((status = 202, description = "it is ordered", body = DrainView), BodyRefused),
 )]
 pub(crate) async fn drain(
     State(host): State<Host>,

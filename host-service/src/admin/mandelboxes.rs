@@ -14,7 +14,7 @@ use host_core::{MandelboxId, chain, runtime::LogOptions};
 
 use super::{
     body::Body,
-    error::ApiError,
+    error::{ApiError, BodyRefused, NoMandelbox},
     show,
     views::{ErrorView, LogsQuery, MandelboxView, MandelboxesView, StopRequest, StoppedView},
 };
@@ -38,7 +38,10 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
 }
 
 /// Every mandelbox that has not ended
-#[utoipa::path(get, path = "/v1/mandelboxes", tag = "admin", responses((status = 200, body = MandelboxesView)))]
+#[utoipa::path(
+    get, path = "/v1/mandelboxes", tag = "admin",
+    responses((status = 200, description = "by id", body = MandelboxesView)),
+)]
 pub(crate) async fn list(State(host): State<Host>) -> Json<MandelboxesView> {
     let mandelboxes = host
         .board()
@@ -52,7 +55,7 @@ pub(crate) async fn list(State(host): State<Host>) -> Json<MandelboxesView> {
 /// One mandelbox
 #[utoipa::path(
     get, path = "/v1/mandelboxes/{id}", tag = "admin", params(("id" = String, Path)),
-    responses((status = 200, body = MandelboxView), (status = 404, body = ErrorView)),
+    responses((status = 200, description = "as it is now", body = MandelboxView), NoMandelbox),
 )]
 pub(crate) async fn inspect(State(host): State<Host>, Id(id): Id) -> Result<Json<MandelboxView>, ApiError> {
     let mandelbox = host.board().get(&id).ok_or_else(|| ApiError::no_mandelbox(&id))?;
@@ -64,7 +67,8 @@ pub(crate) async fn inspect(State(host): State<Host>, Id(id): Id) -> Result<Json
     get, path = "/v1/mandelboxes/{id}/logs", tag = "admin", params(("id" = String, Path), LogsQuery),
     responses(
         (status = 200, description = "as it was written", content_type = "application/octet-stream"),
-        (status = 404, body = ErrorView),
+        (status = 503, description = "`unavailable`: the engine does not answer", body = ErrorView),
+        NoMandelbox,
     ),
 )]
 pub(crate) async fn logs(
@@ -97,10 +101,10 @@ pub(crate) async fn logs(
     post, path = "/v1/mandelboxes/{id}/stop", tag = "admin", params(("id" = String, Path)),
     request_body = StopRequest,
     responses(
-        (status = 200, body = StoppedView),
-        (status = 400, body = ErrorView),
-        (status = 404, body = ErrorView),
-        (status = 504, description = "it is still being ended", body = ErrorView),
+        (status = 200, description = "it is gone", body = StoppedView),
+        (status = 504, description = "`timeout`: it is still being ended", body = ErrorView),
+        NoMandelbox,
+        BodyRefused,
     ),
 )]
 pub(crate) async fn stop(

@@ -75,7 +75,10 @@ pub fn document() -> Description {
 }
 
 /// This description
-#[utoipa::path(get, path = "/openapi.json", tag = "admin", responses((status = 200, body = Object)))]
+#[utoipa::path(
+    get, path = "/openapi.json", tag = "admin", operation_id = "openapi",
+    responses((status = 200, description = "OpenAPI 3.1", body = Object)),
+)]
 pub(crate) async fn answer() -> Json<Description> {
     Json(document())
 }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::{
     body::Body,
-    error::ApiError,
+    error::{ApiError, BodyRefused},
     show,
     views::{AllocateRequest, AllocatedView, ErrorView, ShownKey, SpinUpRequest, SpinUpView},
 };
@@ -29,11 +29,12 @@ use crate::{
 #[utoipa::path(
     post, path = "/v1/mandelboxes", tag = "admin", request_body = AllocateRequest,
     responses(
-        (status = 201, body = AllocatedView),
-        (status = 400, body = ErrorView),
-        (status = 403, description = "not a local profile", body = ErrorView),
-        (status = 409, description = "the id exists", body = ErrorView),
-        (status = 503, description = "draining", body = ErrorView),
+        (status = 201, description = "it is allocated", body = AllocatedView),
+        (status = 403, description = "`not_local`: only local profiles allocate", body = ErrorView),
+        (status = 409, description = "`conflict`: the id exists", body = ErrorView),
+        (status = 503, description = "`draining`, `unavailable`", body = ErrorView),
+        (status = 504, description = "`timeout`: the control plane does not answer", body = ErrorView),
+        BodyRefused,
     ),
 )]
 pub(crate) async fn allocate(
@@ -52,14 +53,16 @@ pub(crate) async fn allocate(
 #[utoipa::path(
     post, path = "/v1/mandelboxes/spin-up", tag = "admin", request_body = SpinUpRequest,
     responses(
-        (status = 201, body = SpinUpView),
-        (status = 400, body = ErrorView),
-        (status = 403, description = "not a local profile, or another user's mandelbox", body = ErrorView),
-        (status = 408, description = "the control plane did not pass the allocation on in time", body = ErrorView),
-        (status = 409, description = "it runs already", body = ErrorView),
-        (status = 429, description = "too many wait", body = ErrorView),
-        (status = 500, description = "the spin-up failed and was undone", body = ErrorView),
-        (status = 503, description = "draining, or a component is down", body = ErrorView),
+        (status = 201, description = "it runs", body = SpinUpView),
+        (status = 400, description = "`malformed`", body = ErrorView),
+        (status = 403, description = "`not_local`, `forbidden`: another user's mandelbox", body = ErrorView),
+        (status = 408, description = "`not_allocated` in time, `too_slow`", body = ErrorView),
+        (status = 409, description = "`already_delivered`: it runs already", body = ErrorView),
+        (status = 413, description = "`too_large`", body = ErrorView),
+        (status = 429, description = "`too_many` wait", body = ErrorView),
+        (status = 500, description = "`spin_up_failed`, and was undone", body = ErrorView),
+        (status = 503, description = "`draining`, `unavailable`", body = ErrorView),
+        (status = 504, description = "`timeout`: the control plane does not answer", body = ErrorView),
     ),
 )]
 pub(crate) async fn spin_up(

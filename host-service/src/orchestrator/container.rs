@@ -68,6 +68,10 @@ fn environment(
         (&settings.env.environment, EnvValue::Plain(shared.profile.to_string())),
     ];
     let mut env = settings.environment.clone();
+    if state.gpu.is_none() {
+        // CUDA's base images say `all`, which the NVIDIA runtime would obey.
+        env.insert("NVIDIA_VISIBLE_DEVICES".to_owned(), "void".into());
+    }
     env.extend(named.into_iter().filter_map(|(name, value)| Some((name.clone()?, value))));
     env
 }

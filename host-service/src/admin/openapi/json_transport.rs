@@ -5,18 +5,18 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// What a client brings for its mandelbox.
+/// What a client brings for its mandelbox. Fields that are not known are ignored; `null` is the same as absence.
 #[derive(ToSchema)]
 struct JsonTransportRequest {
     /// Which mandelbox.
     #[schema(pattern = "^[A-Za-z0-9_-]{1,64}$")]
     mandelbox_id: String,
-    /// Who asks: a JSON Web Token whose subject the mandelbox was allocated to. Not needed where tokens are not
-    /// checked.
+    /// Who asks: a JSON Web Token whose subject the mandelbox was allocated to. May come as `Authorization: Bearer`
+    /// instead; not needed where tokens are not checked.
     jwt_access_token: Option<String>,
     /// Handed to the application: DPI, time zone, dark mode, location, …
-    json_data: JsonData,
-    /// What to run; local profiles only.
+    json_data: Option<JsonData>,
+    /// What to run; for requests that allocate their mandelbox themselves, in `localdev`.
     #[schema(example = "browsers/chrome")]
     app_name: Option<String>,
     /// Encrypts the user's configuration.
@@ -24,15 +24,13 @@ struct JsonTransportRequest {
     config_encryption_token: Option<String>,
     /// There is no configuration under that token yet.
     is_new_config_encryption_token: Option<bool>,
-    /// The browser's cookies.
-    #[schema(value_type = Option<Value>)]
-    cookies: Option<serde_json::Value>,
-    /// The browser's bookmarks.
-    #[schema(value_type = Option<Value>)]
-    bookmarks: Option<serde_json::Value>,
+    /// The browser's cookies, handed on as they are.
+    cookies: Option<String>,
+    /// The browser's bookmarks, handed on as they are.
+    bookmarks: Option<String>,
 }
 
-/// An object, or a text that holds one.
+/// An object, or a string that holds one.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
 enum JsonData {
@@ -70,9 +68,9 @@ struct JsonTransportFailure {
     /// Always `null`.
     #[schema(value_type = Option<Object>)]
     result: Option<()>,
-    /// For people.
+    /// For people; repeats nothing that was sent.
     error: String,
-    /// For machines.
+    /// For programs; see each status.
     code: String,
 }
 
@@ -83,18 +81,18 @@ struct JsonTransportFailure {
 #[utoipa::path(
     put, path = "/json_transport", tag = "clients", request_body = JsonTransportRequest,
     responses(
-        (status = 200, body = JsonTransportAnswer),
-        (status = 400, description = "malformed", body = JsonTransportFailure),
-        (status = 401, description = "the token is missing or bad", body = JsonTransportFailure),
-        (status = 403, description = "another user's mandelbox", body = JsonTransportFailure),
-        (status = 404, description = "unknown path", body = JsonTransportFailure),
-        (status = 405, description = "wrong method", body = JsonTransportFailure),
-        (status = 408, description = "nothing was allocated in time", body = JsonTransportFailure),
-        (status = 409, description = "startup data was delivered already", body = JsonTransportFailure),
-        (status = 413, description = "too large", body = JsonTransportFailure),
-        (status = 429, description = "too many wait", body = JsonTransportFailure),
-        (status = 500, description = "the spin-up failed and was undone", body = JsonTransportFailure),
-        (status = 503, description = "draining, or a component is down", body = JsonTransportFailure),
+        (status = 200, description = "it is ready", body = JsonTransportAnswer),
+        (status = 400, description = "`malformed`, `plain_http`", body = JsonTransportFailure),
+        (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = JsonTransportFailure),
+        (status = 403, description = "`forbidden`: another user's mandelbox", body = JsonTransportFailure),
+        (status = 404, description = "`unknown_path`", body = JsonTransportFailure),
+        (status = 405, description = "`wrong_method`", body = JsonTransportFailure),
+        (status = 408, description = "`not_allocated` in time, `too_slow`", body = JsonTransportFailure),
+        (status = 409, description = "`already_delivered`, by another request", body = JsonTransportFailure),
+        (status = 413, description = "`too_large`", body = JsonTransportFailure),
+        (status = 429, description = "`too_many` wait", body = JsonTransportFailure),
+        (status = 500, description = "`spin_up_failed`, and was undone", body = JsonTransportFailure),
+        (status = 503, description = "`draining`, `unavailable`", body = JsonTransportFailure),
     ),
 )]
 pub(super) fn json_transport() {}

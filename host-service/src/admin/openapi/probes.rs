@@ -4,14 +4,17 @@
 use crate::admin::views::Readiness;
 
 /// The service lives
-#[utoipa::path(get, path = "/healthz", tag = "probes", responses((status = 200, content_type = "text/plain", body = String)))]
+#[utoipa::path(
+    get, path = "/healthz", tag = "probes",
+    responses((status = 200, description = "it does", content_type = "text/plain", body = String)),
+)]
 pub(super) fn healthz() {}
 
 /// Whether this host should get new mandelboxes
 #[utoipa::path(
     get, path = "/readyz", tag = "probes",
     responses(
-        (status = 200, body = Readiness),
+        (status = 200, description = "it should", body = Readiness),
         (status = 503, description = "draining, or the engine or the control plane cannot be heard", body = Readiness),
     ),
 )]
@@ -20,6 +23,6 @@ pub(super) fn readyz() {}
 /// Metrics in OpenMetrics text
 #[utoipa::path(
     get, path = "/metrics", tag = "probes",
-    responses((status = 200, content_type = "application/openmetrics-text", body = String)),
+    responses((status = 200, description = "as they are now", content_type = "application/openmetrics-text", body = String)),
 )]
 pub(super) fn metrics() {}
