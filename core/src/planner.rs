@@ -21,8 +21,9 @@ pub struct Observed {
     pub draining: bool,
     /// Every mandelbox with an owner task, and whether it is ending already.
     pub owned: BTreeMap<MandelboxId, Owned>,
-    /// Rows that have been dealt with: refused, forgotten, or their mandelbox has lived and ended here. The control
-    /// plane may not have said yet that such a row has changed; a row of the same id that differs is a new one.
+    /// Rows that have been dealt with, up to the status they have here: refused, forgotten, or their mandelbox has
+    /// lived and ended. The control plane may not have said yet that such a row has changed; a row of the same id that
+    /// is another allocation is a new one.
     pub spent: BTreeMap<MandelboxId, MandelboxRow>,
 }
 
@@ -104,11 +105,16 @@ fn plan_row(row: &MandelboxRow, draining: bool, observed: &Observed) -> Option<S
             Some(Step::End(row.id.clone(), EndReason::RowDying))
         }
         (Some(_), _) => None,
-        (None, _) if observed.spent.get(&row.id).is_some_and(|spent| spent.is_same(row)) => None,
+        (None, status) if spent(observed, row).is_some_and(|settled| status <= settled) => None,
         (None, MandelboxStatus::Allocated) if draining => Some(Step::Refuse(row.clone())),
         (None, MandelboxStatus::Allocated) => Some(Step::SpinUp(row.clone())),
         (None, _) => Some(Step::Forget(row.clone())),
     }
+}
+
+/// Up to which status this very allocation has been dealt with.
+fn spent(observed: &Observed, row: &MandelboxRow) -> Option<MandelboxStatus> {
+    observed.spent.get(&row.id).filter(|spent| spent.is_same(row)).map(|spent| spent.status)
 }
 
 /// From the runtime's full list to steps. `expected` are the mandelboxes whose containers ran *before* the list

@@ -96,11 +96,23 @@ fn rows_without_a_mandelbox_are_forgotten() {
 
 #[test]
 fn a_row_is_spun_up_once_and_a_new_one_of_its_id_again() {
-    let row = row(1, MandelboxStatus::Allocated);
-    let spent = Observed { spent: [(id(1), row.clone())].into(), ..Observed::default() };
-    assert_eq!(plan(&active(vec![row.clone()]), &spent), []);
-    let anew = MandelboxRow { created_ms: row.created_ms + 1, ..row };
-    assert_eq!(plan(&active(vec![anew.clone()]), &spent), [Step::SpinUp(anew)]);
+    let old = row(1, MandelboxStatus::Allocated);
+    let lived = MandelboxRow { status: MandelboxStatus::Dying, ..old.clone() };
+    let observed = Observed { spent: [(id(1), lived)].into(), ..Observed::default() };
+    for &status in MandelboxStatus::ALL {
+        assert_eq!(plan(&active(vec![MandelboxRow { status, ..old.clone() }]), &observed), []);
+    }
+    let anew = MandelboxRow { created_ms: old.created_ms + 1, ..old };
+    assert_eq!(plan(&active(vec![anew.clone()]), &observed), [Step::SpinUp(anew)]);
+}
+
+#[test]
+fn a_row_that_moved_on_after_its_claim_was_lost_is_forgotten() {
+    let lost = row(1, MandelboxStatus::Allocated);
+    let observed = Observed { spent: [(id(1), lost.clone())].into(), ..Observed::default() };
+    assert_eq!(plan(&active(vec![lost]), &observed), []);
+    let connecting = row(1, MandelboxStatus::Connecting);
+    assert_eq!(plan(&active(vec![connecting.clone()]), &observed), [Step::Forget(connecting)]);
 }
 
 #[test]

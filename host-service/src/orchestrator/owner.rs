@@ -6,7 +6,7 @@ use futures::FutureExt;
 use host_core::{
     lease::LeaseSet,
     lifecycle::{EndReason, Phase, Stage},
-    pubsub::MandelboxRow,
+    pubsub::{MandelboxRow, MandelboxStatus},
 };
 
 use super::{Shared, spin_up::spin_up, take_down::take_down};
@@ -41,10 +41,17 @@ pub(super) async fn own(shared: Arc<Shared>, mandelbox: Arc<Mandelbox>) -> Optio
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     shared.board.remove(mandelbox.id());
-    let Phase::Gone(EndReason::SpinUpFailed { stage: Stage::Claim, .. }) = mandelbox.state().phase else {
-        return Some(mandelbox.row.clone());
-    };
-    None
+    spent(&mandelbox, estate.claimed)
+}
+
+/// What is no longer to be planned: nothing where the row could not even be asked for, and all of it where it was ours.
+fn spent(mandelbox: &Mandelbox, claimed: bool) -> Option<MandelboxRow> {
+    let unasked = matches!(
+        mandelbox.state().phase,
+        Phase::Gone(EndReason::SpinUpFailed { stage: Stage::Claim, .. })
+    );
+    let status = if claimed { MandelboxStatus::Dying } else { mandelbox.row.status };
+    (!unasked).then(|| MandelboxRow { status, ..mandelbox.row.clone() })
 }
 
 /// Until its end is ordered or its spin-up fails.
