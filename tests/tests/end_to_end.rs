@@ -354,59 +354,6 @@ async fn what_a_killed_service_leaves_is_found_and_purged_exactly() -> Result<()
 }
 
 #[tokio::test]
-async fn an_engine_killed_in_the_middle_loses_nothing_for_good() -> Result<()> {
-    let engine = Engine::scratch().await?;
-    let service = Service::on(&engine).set("gpu.sim.count=8").start().await?;
-    service.spin_up("before").await?;
-    let ids: Vec<_> = (0..10).map(|n| format!("during-{n}")).collect();
-    let asked = join_all(ids.iter().map(|id| service.ask(id, "test/mandelbox")));
-    let (answers, killed) = tokio::join!(asked, async {
-        let begun = async || {
-            let listed = service.mandelboxes().ok()?;
-            listed.iter().any(|m| m["phase"] == "launching").then_some(())
-        };
-        until("spin-ups under way", SOON, begun).await?;
-        engine.kill().await?;
-        let down = async || (service.probe("/readyz").await.ok()?.0 == 503).then_some(());
-        until("notice", SOON, down).await?;
-        engine.start().await
-    });
-    killed?;
-    for answer in answers {
-        let answer = answer?;
-        ensure!([200, 500, 503].contains(&answer.status), "{answer:?}");
-    }
-    // An engine that comes back without live restore ends what it finds running.
-    service.idle().await?;
-    engine.assert_clean().await?;
-    service.spin_up("after").await?;
-    service.end_cleanly().await?;
-    engine.assert_clean().await
-}
-
-#[tokio::test]
-async fn a_frozen_engine_fails_the_spin_up_in_time() -> Result<()> {
-    let engine = Engine::scratch().await?;
-    let service = Service::on(&engine)
-        .set("mandelbox.timeouts.create=1s")
-        .set("mandelbox.timeouts.image=1s")
-        .set("mandelbox.timeouts.remove=1s")
-        .start()
-        .await?;
-    engine.freeze().await?;
-    let answer = service.ask("frozen", "test/mandelbox").await?;
-    assert_eq!(
-        (answer.status, answer.code()),
-        (500, Some("spin_up_failed")),
-        "{answer:?}"
-    );
-    engine.thaw().await?;
-    service.idle().await?;
-    engine.assert_clean().await?;
-    service.end_cleanly().await
-}
-
-#[tokio::test]
 async fn without_an_engine_the_start_says_what_to_do() -> Result<()> {
     let builder = Service::with(
         "[runtime]\nplugin = \"docker\"\n[runtime.docker]\nendpoint = \"unix:///nonexistent/docker.sock\"\n",
@@ -452,4 +399,62 @@ async fn a_restarted_development_host_remembers_its_rows() -> Result<()> {
     let gone = async || (!std::fs::read_to_string(&file).ok()?.contains("remembered")).then_some(());
     until("end of the stale row", SOON, gone).await?;
     service.end_cleanly().await
+}
+
+/// Tests that do to their engine what nobody else could bear.
+mod scratch {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_engine_killed_in_the_middle_loses_nothing_for_good() -> Result<()> {
+        let engine = Engine::scratch().await?;
+        let service = Service::on(&engine).set("gpu.sim.count=8").start().await?;
+        service.spin_up("before").await?;
+        let ids: Vec<_> = (0..10).map(|n| format!("during-{n}")).collect();
+        let asked = join_all(ids.iter().map(|id| service.ask(id, "test/mandelbox")));
+        let (answers, killed) = tokio::join!(asked, async {
+            let begun = async || {
+                let listed = service.mandelboxes().ok()?;
+                listed.iter().any(|m| m["phase"] == "launching").then_some(())
+            };
+            until("spin-ups under way", SOON, begun).await?;
+            engine.kill().await?;
+            let down = async || (service.probe("/readyz").await.ok()?.0 == 503).then_some(());
+            until("notice", SOON, down).await?;
+            engine.start().await
+        });
+        killed?;
+        for answer in answers {
+            let answer = answer?;
+            ensure!([200, 500, 503].contains(&answer.status), "{answer:?}");
+        }
+        // An engine that comes back without live restore ends what it finds running.
+        service.idle().await?;
+        engine.assert_clean().await?;
+        service.spin_up("after").await?;
+        service.end_cleanly().await?;
+        engine.assert_clean().await
+    }
+
+    #[tokio::test]
+    async fn a_frozen_engine_fails_the_spin_up_in_time() -> Result<()> {
+        let engine = Engine::scratch().await?;
+        let service = Service::on(&engine)
+            .set("mandelbox.timeouts.create=1s")
+            .set("mandelbox.timeouts.image=1s")
+            .set("mandelbox.timeouts.remove=1s")
+            .start()
+            .await?;
+        engine.freeze().await?;
+        let answer = service.ask("frozen", "test/mandelbox").await?;
+        assert_eq!(
+            (answer.status, answer.code()),
+            (500, Some("spin_up_failed")),
+            "{answer:?}"
+        );
+        engine.thaw().await?;
+        service.idle().await?;
+        engine.assert_clean().await?;
+        service.end_cleanly().await
+    }
 }
