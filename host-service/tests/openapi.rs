@@ -34,3 +34,30 @@ fn the_clients_request_has_its_own_server_and_every_failure() {
     ];
     assert_eq!(described, contract);
 }
+
+/// OpenAPI 3.1 wants a description of each, and generators of clients want unique names.
+#[test]
+fn every_answer_is_described_and_every_operation_has_its_name() {
+    let document = serde_json::to_value(host_service::admin::openapi::document()).unwrap();
+    let mut names = Vec::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item
+            .as_object()
+            .unwrap()
+            .iter()
+            .filter(|(key, _)| *key != "servers")
+        {
+            names.push(operation["operationId"].as_str().unwrap().to_owned());
+            for (status, answer) in operation["responses"].as_object().unwrap() {
+                let described = answer["description"]
+                    .as_str()
+                    .is_some_and(|text| !text.is_empty());
+                assert!(described, "{method} {path}: {status} has no description");
+            }
+        }
+    }
+    let all = names.len();
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), all, "a name is used twice: {names:?}");
+}

@@ -48,13 +48,13 @@ impl ApiError {
 pub(crate) enum BodyRefused {
     /// `malformed`
     #[response(status = 400)]
-    Malformed(#[to_schema] ErrorView),
+    Malformed(ErrorView),
     /// `too_slow`
     #[response(status = 408)]
-    TooSlow(#[to_schema] ErrorView),
+    TooSlow(ErrorView),
     /// `too_large`
     #[response(status = 413)]
-    TooLarge(#[to_schema] ErrorView),
+    TooLarge(ErrorView),
 }
 
 /// What every request for one mandelbox can be told, for the description.
@@ -63,10 +63,10 @@ pub(crate) enum BodyRefused {
 pub(crate) enum NoMandelbox {
     /// `malformed`
     #[response(status = 400)]
-    Malformed(#[to_schema] ErrorView),
+    Malformed(ErrorView),
     /// `not_found`
     #[response(status = 404)]
-    NotFound(#[to_schema] ErrorView),
+    NotFound(ErrorView),
 }
 
 impl IntoResponse for ApiError {

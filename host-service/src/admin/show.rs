@@ -14,8 +14,8 @@ use host_core::{
 };
 
 use super::views::{
-    ConditionView, ContainerView, EndView, GpuView, InstanceView, LeasesView, ListeningView, MandelboxView, PluginsView,
-    PortView, ResourcesView, StatusView, TimingView, UsageView,
+    ConditionView, ContainerView, EndView, GpuView, InstanceView, LeasesView, ListeningView, MandelboxView,
+    PluginsView, PortView, ResourcesView, StatusView, TimingView, UsageView,
 };
 use crate::{
     build_info,

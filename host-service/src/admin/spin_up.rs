@@ -22,7 +22,6 @@ use crate::{
     lobby::{Answer, ClientRequest, Failure, StartupData},
 };
 
-
 /// Allocates a mandelbox: only the database event
 ///
 /// Its client still has to bring the startup data by `json_transport`. Local profiles only.

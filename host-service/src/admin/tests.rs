@@ -33,9 +33,7 @@ use tokio::{
 };
 
 use super::{
-    views::{
-        AllocateRequest, DrainRequest, ErrorView, LogsQuery, SpinUpRequest, StopRequest, UsageView,
-    },
+    views::{AllocateRequest, DrainRequest, ErrorView, LogsQuery, SpinUpRequest, StopRequest, UsageView},
     *,
 };
 use crate::{
@@ -66,7 +64,11 @@ impl World {
     async fn new(profile: Profile) -> Self {
         let scratch = tempfile::tempdir().unwrap();
         let socket = scratch.path().join("run/admin.sock");
-        let set = [format!("admin.socket={}", socket.display()), "runtime.plugin=sim".to_owned()].to_vec();
+        let set = [
+            format!("admin.socket={}", socket.display()),
+            "runtime.plugin=sim".to_owned(),
+        ]
+        .to_vec();
         let sources = Sources {
             system_dir: scratch.path().join("etc"),
             set,
@@ -97,7 +99,11 @@ impl World {
         pubsub.register(&facts(), &Heartbeat::default()).await.unwrap();
         let stop = CancellationToken::new();
         let mut server = JoinSet::new();
-        server.spawn(AdminServer::bind(&settings.admin).unwrap().run(host.clone(), stop.clone()));
+        server.spawn(
+            AdminServer::bind(&settings.admin)
+                .unwrap()
+                .run(host.clone(), stop.clone()),
+        );
         Self {
             client: Client::new(&socket),
             host,
@@ -145,12 +151,19 @@ impl World {
         let mut text = String::new();
         stream.read_to_string(&mut text).await.unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        (head.lines().next().unwrap().to_owned(), serde_json::from_str(body).unwrap())
+        (
+            head.lines().next().unwrap().to_owned(),
+            serde_json::from_str(body).unwrap(),
+        )
     }
 
     async fn end(mut self) {
         self.stop.cancel();
-        tokio::time::timeout(LONG, self.server.join_next()).await.unwrap().unwrap().unwrap();
+        tokio::time::timeout(LONG, self.server.join_next())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
         assert!(!self.socket.exists(), "the socket stays");
     }
 }
@@ -187,10 +200,15 @@ fn refused<T: std::fmt::Debug>(result: Result<T, ClientError>) -> String {
 async fn the_status_is_the_hosts() {
     let world = World::new(Profile::Localdev).await;
     world.add("a");
-    world.condition.send_modify(|condition| condition.runtime_error = Some("no engine".into()));
+    world
+        .condition
+        .send_modify(|condition| condition.runtime_error = Some("no engine".into()));
     let status = world.client.status().await.unwrap();
     assert_eq!((status.profile.as_str(), status.capacity), ("localdev", 3));
-    assert_eq!((status.instance.name.as_str(), status.plugins.runtime.as_str()), ("host", "sim"));
+    assert_eq!(
+        (status.instance.name.as_str(), status.plugins.runtime.as_str()),
+        ("host", "sim")
+    );
     assert_eq!(status.leases.ttys, UsageView { held: 0, size: 2 });
     assert_eq!(status.leases.gpu_slots, None);
     assert_eq!(status.mandelboxes, [("claiming".to_owned(), 1)].into());
@@ -209,13 +227,25 @@ async fn mandelboxes_are_listed_and_looked_into() {
     });
     mandelbox.advance(Event::End(EndReason::RowDeleted));
     let view = world.client.mandelbox(&id("a")).await.unwrap();
-    assert_eq!((view.phase.as_str(), view.tty, view.user.as_str()), ("ending", Some(10), "somebody"));
-    assert_eq!((view.ports[0].container.as_str(), view.ports[0].host), ("32262/tcp", 20_000));
+    assert_eq!(
+        (view.phase.as_str(), view.tty, view.user.as_str()),
+        ("ending", Some(10), "somebody")
+    );
+    assert_eq!(
+        (view.ports[0].container.as_str(), view.ports[0].host),
+        ("32262/tcp", 20_000)
+    );
     assert_eq!(view.end.as_ref().unwrap().reason, "row_deleted");
     assert_eq!(world.client.mandelboxes().await.unwrap().mandelboxes, [view]);
     assert_eq!(refused(world.client.mandelbox(&id("b")).await), "not_found");
-    assert_eq!(refused(world.client.logs(&id("b"), LogsQuery::default()).await), "not_found");
-    assert_eq!(refused(world.client.stop(&id("b"), &StopRequest::default()).await), "not_found");
+    assert_eq!(
+        refused(world.client.logs(&id("b"), LogsQuery::default()).await),
+        "not_found"
+    );
+    assert_eq!(
+        refused(world.client.stop(&id("b"), &StopRequest::default()).await),
+        "not_found"
+    );
     world.end().await;
 }
 
@@ -226,7 +256,10 @@ async fn a_stop_answers_when_the_mandelbox_is_gone() {
     mandelbox.advance(Event::Won);
     let owner = async {
         let order = mandelbox.end_ordered().await;
-        assert_eq!((order.reason.clone(), order.grace), (EndReason::Stopped, Some(Duration::from_secs(3))));
+        assert_eq!(
+            (order.reason.clone(), order.grace),
+            (EndReason::Stopped, Some(Duration::from_secs(3)))
+        );
         mandelbox.advance(Event::End(order.reason));
         mandelbox.advance(Event::Removed);
     };
@@ -239,7 +272,10 @@ async fn a_stop_answers_when_the_mandelbox_is_gone() {
 #[tokio::test]
 async fn an_allocation_reaches_the_control_plane_once() {
     let world = World::new(Profile::Localdev).await;
-    let request = AllocateRequest { id: Some(id("mine")), ..AllocateRequest::default() };
+    let request = AllocateRequest {
+        id: Some(id("mine")),
+        ..AllocateRequest::default()
+    };
     let view = world.client.allocate(&request).await.unwrap();
     let row = world.allocated().await;
     assert_eq!((row.id, row.user, row.app), (view.id, view.user, Some(app())));
@@ -252,21 +288,36 @@ async fn an_allocation_reaches_the_control_plane_once() {
 async fn a_spin_up_delivers_the_data_and_answers_with_the_key() {
     let world = World::new(Profile::Localdev).await;
     let json_data = serde_json::json!({"dpi": 192});
-    let request = SpinUpRequest { json_data: json_data.as_object().cloned(), ..SpinUpRequest::default() };
+    let request = SpinUpRequest {
+        json_data: json_data.as_object().cloned(),
+        ..SpinUpRequest::default()
+    };
     let owner = async {
         let row = world.allocated().await;
         let mut seat = world.host.lobby().open(&row.id, &row.user);
         assert_eq!(seat.startup_data().await.json.expose_secret(), r#"{"dpi":192}"#);
-        let ports = vec![("32263/udp".parse().unwrap(), 20_001), ("32262/tcp".parse().unwrap(), 20_000)];
-        seat.answer(Ok(Arc::new(Answer { ports, aes_key: AesKey::from_bytes([0xab; 16]) })));
+        let ports = vec![
+            ("32263/udp".parse().unwrap(), 20_001),
+            ("32262/tcp".parse().unwrap(), 20_000),
+        ];
+        seat.answer(Ok(Arc::new(Answer {
+            ports,
+            aes_key: AesKey::from_bytes([0xab; 16]),
+        })));
         (row.id, seat)
     };
     let ((id, _seat), view) = tokio::join!(owner, world.client.spin_up(&request));
     let view = view.unwrap();
-    assert_eq!((view.id, view.aes_key.0.as_str()), (id.clone(), "ab".repeat(16).as_str()));
+    assert_eq!(
+        (view.id, view.aes_key.0.as_str()),
+        (id.clone(), "ab".repeat(16).as_str())
+    );
     assert_eq!(view.url.as_deref(), Some("http://127.0.0.1:20000/"));
     assert!(!format!("{:?}", view.aes_key).contains("abab"));
-    let again = SpinUpRequest { id: Some(id), ..SpinUpRequest::default() };
+    let again = SpinUpRequest {
+        id: Some(id),
+        ..SpinUpRequest::default()
+    };
     assert_eq!(refused(world.client.spin_up(&again).await), "already_delivered");
     world.end().await;
 }
@@ -278,11 +329,16 @@ async fn a_spin_up_that_fails_says_where() {
         let row = world.allocated().await;
         let stage = host_core::lifecycle::Stage::Create;
         let message = "no such image".into();
-        world.host.lobby().refuse(&row.id, Failure::SpinUpFailed { stage, message });
+        world
+            .host
+            .lobby()
+            .refuse(&row.id, Failure::SpinUpFailed { stage, message });
     };
     let request = SpinUpRequest::default();
     let ((), result) = tokio::join!(owner, world.client.spin_up(&request));
-    let Err(ClientError::Refused(view)) = result else { panic!("{result:?}") };
+    let Err(ClientError::Refused(view)) = result else {
+        panic!("{result:?}")
+    };
     assert_eq!(view.code, "spin_up_failed");
     assert!(view.error.contains("create: no such image"), "{}", view.error);
     world.end().await;
@@ -291,12 +347,23 @@ async fn a_spin_up_that_fails_says_where() {
 #[tokio::test]
 async fn only_local_hosts_that_do_not_drain_allocate() {
     let world = World::new(Profile::Prod).await;
-    assert_eq!(refused(world.client.allocate(&AllocateRequest::default()).await), "not_local");
-    assert_eq!(refused(world.client.spin_up(&SpinUpRequest::default()).await), "not_local");
+    assert_eq!(
+        refused(world.client.allocate(&AllocateRequest::default()).await),
+        "not_local"
+    );
+    assert_eq!(
+        refused(world.client.spin_up(&SpinUpRequest::default()).await),
+        "not_local"
+    );
     world.end().await;
     let world = World::new(Profile::Localdevwithdb).await;
-    world.condition.send_modify(|condition| condition.draining = Some(DrainCause::Signal));
-    assert_eq!(refused(world.client.spin_up(&SpinUpRequest::default()).await), "draining");
+    world
+        .condition
+        .send_modify(|condition| condition.draining = Some(DrainCause::Signal));
+    assert_eq!(
+        refused(world.client.spin_up(&SpinUpRequest::default()).await),
+        "draining"
+    );
     world.end().await;
 }
 
@@ -304,10 +371,17 @@ async fn only_local_hosts_that_do_not_drain_allocate() {
 async fn a_drain_is_ordered_as_asked() {
     let mut world = World::new(Profile::Prod).await;
     world.add("a");
-    let request = DrainRequest { force: true, deadline_ms: Some(1500) };
+    let request = DrainRequest {
+        force: true,
+        deadline_ms: Some(1500),
+    };
     assert_eq!(world.client.drain(&request).await.unwrap().mandelboxes, 1);
     let deadline = Some(Duration::from_millis(1500));
-    let order = DrainOrder { cause: DrainCause::Operator, deadline, force: true };
+    let order = DrainOrder {
+        cause: DrainCause::Operator,
+        deadline,
+        force: true,
+    };
     assert_eq!(world.drains.recv().await, Some(order));
     world.end().await;
 }
@@ -317,7 +391,9 @@ async fn what_makes_no_sense_is_refused_in_the_same_form() {
     let world = World::new(Profile::Localdev).await;
     let post = |path: &str, body: &str| {
         let length = body.len();
-        format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}")
+        format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+        )
     };
     let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     let large = format!("{{\"user\":\"{}\"}}", "x".repeat(body::LIMIT_BYTES));
@@ -330,7 +406,11 @@ async fn what_makes_no_sense_is_refused_in_the_same_form() {
         (post("/v1/mandelboxes", "{"), 400, "malformed"),
         (post("/v1/mandelboxes", "{} {}"), 400, "malformed"),
         (post("/v1/mandelboxes", r#"{"app":"../x"}"#), 400, "malformed"),
-        (post("/v1/mandelboxes/spin-up", r#"{"json_data":[]}"#), 400, "malformed"),
+        (
+            post("/v1/mandelboxes/spin-up", r#"{"json_data":[]}"#),
+            400,
+            "malformed",
+        ),
         (post("/v1/drain", r#"{"forced":true}"#), 400, "malformed"),
         (post("/v1/mandelboxes", &large), 413, "too_large"),
     ] {
@@ -352,14 +432,27 @@ async fn a_followed_log_does_not_keep_the_service_alive() {
         read_only: false,
         propagation: Propagation::default(),
     };
-    world.runtime.create(&container(&mandelbox, mappings)).await.unwrap();
-    let follow = LogsQuery { follow: true, tail: None };
+    world
+        .runtime
+        .create(&container(&mandelbox, mappings))
+        .await
+        .unwrap();
+    let follow = LogsQuery {
+        follow: true,
+        tail: None,
+    };
     let mut logs = world.client.logs(mandelbox.id(), follow).await.unwrap();
-    world.runtime.start(&mandelbox.container.clone().into()).await.unwrap();
+    world
+        .runtime
+        .start(&mandelbox.container.clone().into())
+        .await
+        .unwrap();
     let line = tokio::time::timeout(LONG, logs.next()).await.unwrap();
     assert_eq!(line.unwrap().unwrap(), "waits for .ready\n");
     world.stop.cancel();
-    tokio::time::timeout(LONG, world.server.join_next()).await.unwrap();
+    tokio::time::timeout(LONG, world.server.join_next())
+        .await
+        .unwrap();
     while let Ok(Some(_)) = logs.next().await {}
 }
 
@@ -388,7 +481,10 @@ async fn nobody_else_may_use_the_socket() {
     let scratch = tempfile::tempdir().unwrap();
     let socket = scratch.path().join("made/for/it/admin.sock");
     let group = rustix::process::getegid().as_raw();
-    let settings = AdminSettings { socket: socket.clone(), group: Some(group.to_string()) };
+    let settings = AdminSettings {
+        socket: socket.clone(),
+        group: Some(group.to_string()),
+    };
     let server = AdminServer::bind(&settings).unwrap();
     let found = fs::metadata(&socket).unwrap();
     assert_eq!((found.mode() & 0o7777, found.gid()), (0o660, group));
@@ -403,7 +499,10 @@ async fn nobody_else_may_use_the_socket() {
 #[tokio::test]
 async fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
     let scratch = tempfile::tempdir().unwrap();
-    let settings = AdminSettings { socket: scratch.path().join("s"), group: None };
+    let settings = AdminSettings {
+        socket: scratch.path().join("s"),
+        group: None,
+    };
     drop(std::os::unix::net::UnixListener::bind(&settings.socket).unwrap());
     let first = AdminServer::bind(&settings).unwrap();
     let error = AdminServer::bind(&settings).unwrap_err();
@@ -420,7 +519,13 @@ async fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
 #[tokio::test]
 async fn an_unknown_group_is_told() {
     let scratch = tempfile::tempdir().unwrap();
-    let settings = AdminSettings { socket: scratch.path().join("s"), group: Some("no-such-group".into()) };
+    let settings = AdminSettings {
+        socket: scratch.path().join("s"),
+        group: Some("no-such-group".into()),
+    };
     let error = AdminServer::bind(&settings).unwrap_err();
-    assert_eq!(error.to_string(), "admin.group: this host has no group \"no-such-group\"");
+    assert_eq!(
+        error.to_string(),
+        "admin.group: this host has no group \"no-such-group\""
+    );
 }

@@ -6,6 +6,7 @@ use host_core::registry::{Plugins, Registry};
 use super::{
     failure::Failure,
     output::{GREEN, Out},
+    status::list,
 };
 use crate::plugins;
 
@@ -138,7 +139,7 @@ pub(crate) fn check(loaded: &Loaded, out: &mut Out) -> Result<(), Failure> {
         settings.runtime.plugin,
         settings.gpu.plugin,
         settings.pubsub.plugin,
-        settings.telemetry.plugins.join(", "),
+        list(&settings.telemetry.plugins),
     ))?;
     Ok(())
 }

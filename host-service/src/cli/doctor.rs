@@ -62,12 +62,23 @@ fn summary(report: &Report) -> String {
             .count()
     };
     let (warnings, failures) = (count(Verdict::Warn), count(Verdict::Fail));
+    let things = |count| {
+        if count == 1 {
+            "1 thing".to_owned()
+        } else {
+            format!("{count} things")
+        }
+    };
     let profile = &report.profile;
     match (failures, warnings) {
         (0, 0) => format!("{GREEN}this host is ready for profile {profile}{GREEN:#}"),
-        (0, _) => format!(
-            "{YELLOW}this host can run profile {profile}; {warnings} things could be better{YELLOW:#}"
-        ),
-        _ => format!("{RED}this host is not ready for profile {profile}: {failures} things to do{RED:#}"),
+        (0, _) => {
+            let better = things(warnings);
+            format!("{YELLOW}this host can run profile {profile}; {better} could be better{YELLOW:#}")
+        }
+        _ => {
+            let broken = things(failures);
+            format!("{RED}this host is not ready for profile {profile}: {broken} to do{RED:#}")
+        }
     }
 }

@@ -7,7 +7,7 @@ use super::{
     output::{GREEN, Out, RED, YELLOW},
 };
 use crate::{
-    admin::views::{GpuView, StatusView, UsageView},
+    admin::views::{GpuView, ListeningView, PluginsView, StatusView, UsageView},
     client::Client,
 };
 
@@ -26,37 +26,31 @@ pub(crate) async fn status(client: &Client, json: bool, out: &mut Out) -> Result
 }
 
 fn fields(status: &StatusView) -> Vec<(&'static str, String)> {
-    let (instance, plugins) = (&status.instance, &status.plugins);
+    let (instance, left) = (&status.instance, &status.resources);
+    let (place, machine) = (&instance.region, &instance.instance_type);
     let total: usize = status.mandelboxes.values().sum();
-    let resources = &status.resources;
-    vec![
+    let uptime = Duration::from_secs(status.uptime_seconds);
+    let (memory, disk) = (bytes(left.memory_available_bytes), bytes(left.disk_free_bytes));
+    let idle = nanos(left.idle_nanocpus);
+    let mut fields = vec![
         (
             "instance",
-            format!(
-                "{} at {} ({}, {})",
-                instance.name, instance.ip, instance.region, instance.instance_type
-            ),
+            format!("{} at {} ({place}, {machine})", instance.name, instance.ip),
         ),
         ("state", state(status)),
         ("profile", status.profile.clone()),
-        (
-            "plugins",
-            format!(
-                "runtime {}, gpu {}, pubsub {}, telemetry {}",
-                plugins.runtime,
-                plugins.gpu,
-                plugins.pubsub,
-                plugins.telemetry.join(", "),
-            ),
-        ),
+        ("plugins", plugins(&status.plugins)),
         (
             "version",
             format!("{} ({})", status.version, short(&status.commit)),
         ),
-        (
-            "uptime",
-            humantime::format_duration(Duration::from_secs(status.uptime_seconds)).to_string(),
-        ),
+        ("uptime", humantime::format_duration(uptime).to_string()),
+    ];
+    if let Some(listening) = &status.listening {
+        let ListeningView { http, metrics } = listening;
+        fields.push(("listening", format!("clients {http}, metrics {metrics}")));
+    }
+    fields.extend([
         (
             "mandelboxes",
             format!("{total} of {}{}", status.capacity, phases(status)),
@@ -65,14 +59,25 @@ fn fields(status: &StatusView) -> Vec<(&'static str, String)> {
         (
             "left",
             format!(
-                "memory {}, disk {}, {:.1} CPUs idle, load {:.2}",
-                bytes(resources.memory_available_bytes),
-                bytes(resources.disk_free_bytes),
-                nanos(resources.idle_nanocpus),
-                resources.load_1m,
+                "memory {memory}, disk {disk}, {idle:.1} CPUs idle, load {:.2}",
+                left.load_1m
             ),
         ),
-    ]
+    ]);
+    fields
+}
+
+fn plugins(plugins: &PluginsView) -> String {
+    let PluginsView {
+        runtime,
+        gpu,
+        pubsub,
+        telemetry,
+    } = plugins;
+    format!(
+        "runtime {runtime}, gpu {gpu}, pubsub {pubsub}, telemetry {}",
+        list(telemetry)
+    )
 }
 
 fn state(status: &StatusView) -> String {
@@ -129,6 +134,15 @@ fn gpu(gpu: &GpuView) -> Vec<String> {
         gpu.mandelboxes.len().to_string(),
         gpu.unhealthy.clone().unwrap_or_else(|| "healthy".to_owned()),
     ]
+}
+
+/// `a, b`, or `none`.
+pub(crate) fn list(names: &[String]) -> String {
+    if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(", ")
+    }
 }
 
 /// Enough of a hash to find it.
