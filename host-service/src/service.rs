@@ -6,12 +6,14 @@
 //! goes, the directories go, and the records are flushed last.
 
 use std::{
+    panic::AssertUnwindSafe,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
+use futures::{FutureExt, future::BoxFuture};
 use host_config::{Loaded, SeccompChoice, Settings};
 use host_core::{
     InstanceName,
@@ -53,6 +55,9 @@ const SIGHTINGS: usize = 1024;
 /// Requests in flight when everything else has ended get this long.
 const SERVERS_END: Duration = Duration::from_secs(5);
 
+/// Between the panic of a task and its next start.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
+
 /// How to run.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RunOptions {
@@ -69,7 +74,8 @@ pub async fn run(loaded: Loaded, options: RunOptions) -> anyhow::Result<()> {
     let telemetry = telemetry(&registry, &loaded).await?;
     telemetry.install(&loaded.settings.telemetry.filter).context("telemetry.filter")?;
     let flush = loaded.settings.telemetry.flush;
-    let result = serve(&registry, loaded, options, &telemetry).await;
+    let served = AssertUnwindSafe(serve(&registry, loaded, options, &telemetry)).catch_unwind().await;
+    let result = served.unwrap_or_else(|_| Err(anyhow::anyhow!("the service panicked; its records tell where")));
     if let Err(error) = &result {
         tracing::error!(error = format!("{error:#}"), "the service ends by an error");
     }
@@ -216,13 +222,25 @@ impl Service {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let (desired_in, desired) = watch::channel(None);
         let (sightings_in, sightings) = mpsc::channel(SIGHTINGS);
-        let background = |task| tasks.spawn(stop.clone().run_until_cancelled_owned(task));
-        background(boxed(watchers::watch_pubsub(shared.clone(), desired_in, condition.clone())));
-        background(boxed(watchers::watch_runtime(shared.clone(), sightings_in, condition.clone())));
-        background(boxed(monitor::report(shared.clone(), condition.subscribe())));
-        background(boxed(monitor::collect(shared.clone(), gpu, condition.clone())));
+        let background = |name, task: BackgroundTask| {
+            tasks.spawn(stop.clone().run_until_cancelled_owned(supervise(name, task)));
+        };
+        let (of, condition_in) = (shared.clone(), condition.clone());
+        background("pubsub watcher", Box::new(move || {
+            Box::pin(watchers::watch_pubsub(of.clone(), desired_in.clone(), condition_in.clone()))
+        }));
+        let (of, condition_in) = (shared.clone(), condition.clone());
+        background("runtime watcher", Box::new(move || {
+            Box::pin(watchers::watch_runtime(of.clone(), sightings_in.clone(), condition_in.clone()))
+        }));
+        let (of, condition_out) = (shared.clone(), condition.subscribe());
+        background("reports", Box::new(move || Box::pin(monitor::report(of.clone(), condition_out.clone()))));
+        let (of, condition_in) = (shared.clone(), condition.clone());
+        background("figures", Box::new(move || {
+            Box::pin(monitor::collect(of.clone(), gpu.clone(), condition_in.clone()))
+        }));
         let killed = CancellationToken::new();
-        background(boxed(obey(signals, host.clone(), killed.clone())));
+        tasks.spawn(stop.clone().run_until_cancelled_owned(obey(signals, host.clone(), killed.clone())));
         servers.run(&host, &tasks, &stop);
         tracing::info!(
             instance = %shared.facts.name,
@@ -246,8 +264,15 @@ impl Service {
     }
 }
 
-fn boxed(task: impl Future<Output = ()> + Send + 'static) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
-    Box::pin(task)
+/// Makes a task that is to run as long as the service.
+type BackgroundTask = Box<dyn FnMut() -> BoxFuture<'static, ()> + Send>;
+
+/// Runs a task, and again when it panics: a plugin's fault must not leave the host deaf.
+async fn supervise(name: &'static str, mut task: BackgroundTask) {
+    while AssertUnwindSafe(task()).catch_unwind().await.is_err() {
+        tracing::error!(task = name, "a task of the service panicked; starting it again");
+        tokio::time::sleep(RESTART_PAUSE).await;
+    }
 }
 
 /// The plugin of that name, built from its section.

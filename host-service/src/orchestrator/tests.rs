@@ -235,6 +235,22 @@ async fn any_call_of_the_engine_may_fail() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_panic_costs_one_mandelbox_only() {
+    for op in [Op::Image, Op::Create, Op::Start, Op::Remove] {
+        let world = World::new(&[]).await;
+        world.spin_up("neighbour").await.unwrap();
+        world.script.on(op).nth(1).panics();
+        let outcome = world.spin_up("m").await;
+        assert_eq!(outcome.is_ok(), op == Op::Remove, "{op:?}");
+        world.host.stop(&"m".parse().unwrap(), None);
+        world.gone("m").await;
+        assert_eq!(world.mandelbox("neighbour").unwrap().state().phase, Phase::Running);
+        world.script.exit(&world.container("neighbour"), 0);
+        world.clean().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn any_call_of_the_control_plane_may_fail() {
     let faults = [Fault::Refuse(ErrorKind::Internal), Fault::LoseAnswer(ErrorKind::Unavailable), Fault::Hang];
     for operation in [Operation::Claim, Operation::SetStatus, Operation::Remove, Operation::Watch] {

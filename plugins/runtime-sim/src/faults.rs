@@ -37,6 +37,15 @@ pub(crate) enum Fault {
     LoseAnswer(ErrorKind),
     /// It takes effect, and there is no answer.
     HangAfter,
+    Panic,
+}
+
+/// What comes in place of a call's effect or of its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Instead {
+    Fail(ErrorKind),
+    Hang,
+    Panic,
 }
 
 /// Which of the matching calls, counted from 1.
@@ -75,20 +84,21 @@ impl Rule {
 #[derive(Debug, Default)]
 pub(crate) struct Struck {
     pub(crate) delay: Duration,
-    /// Instead of its effect; `None` within is for ever.
-    pub(crate) before: Option<Option<ErrorKind>>,
+    /// Instead of its effect.
+    pub(crate) before: Option<Instead>,
     /// Instead of its answer.
-    pub(crate) after: Option<Option<ErrorKind>>,
+    pub(crate) after: Option<Instead>,
 }
 
 impl Struck {
     pub(crate) fn add(&mut self, fault: Fault) {
         match fault {
             Fault::Delay(delay) => self.delay += delay,
-            Fault::Fail(kind) => self.before = Some(Some(kind)),
-            Fault::Hang => self.before = Some(None),
-            Fault::LoseAnswer(kind) => self.after = Some(Some(kind)),
-            Fault::HangAfter => self.after = Some(None),
+            Fault::Fail(kind) => self.before = Some(Instead::Fail(kind)),
+            Fault::Hang => self.before = Some(Instead::Hang),
+            Fault::Panic => self.before = Some(Instead::Panic),
+            Fault::LoseAnswer(kind) => self.after = Some(Instead::Fail(kind)),
+            Fault::HangAfter => self.after = Some(Instead::Hang),
         }
     }
 }

@@ -240,6 +240,11 @@ impl Calls<'_> {
         self.suffers(Fault::Hang);
     }
 
+    /// They panic, as a plugin with a fault of its own does.
+    pub fn panics(self) {
+        self.suffers(Fault::Panic);
+    }
+
     /// They take effect, and never end.
     pub fn hangs_after_effect(self) {
         self.suffers(Fault::HangAfter);

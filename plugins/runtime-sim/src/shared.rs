@@ -8,7 +8,10 @@ use host_core::{
 };
 use tokio::sync::watch;
 
-use crate::{faults::Op, model::Model};
+use crate::{
+    faults::{Instead, Op},
+    model::Model,
+};
 
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -92,7 +95,7 @@ impl Shared {
 #[derive(Debug)]
 pub(crate) struct Call {
     op: Op,
-    after: Option<Option<ErrorKind>>,
+    after: Option<Instead>,
 }
 
 impl Call {
@@ -102,10 +105,11 @@ impl Call {
     }
 }
 
-async fn instead(fault: Option<Option<ErrorKind>>, op: Op) -> Result<()> {
-    match fault {
+async fn instead(instead: Option<Instead>, op: Op) -> Result<()> {
+    match instead {
         None => Ok(()),
-        Some(Some(kind)) => Err(PluginError::new(kind, format!("{op:?} was made to fail"))),
-        Some(None) => std::future::pending().await,
+        Some(Instead::Fail(kind)) => Err(PluginError::new(kind, format!("{op:?} was made to fail"))),
+        Some(Instead::Hang) => std::future::pending().await,
+        Some(Instead::Panic) => std::panic::panic_any(format!("{op:?} was made to panic")),
     }
 }
