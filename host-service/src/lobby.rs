@@ -166,8 +166,8 @@ impl Lobby {
         self.register().forget(id);
     }
 
-    /// No new mandelboxes: all who wait for an allocation get `failure`, and so do all later requests. Only those
-    /// whose startup data is delivered already still get the answer to it.
+    /// No new mandelboxes: all who wait for an allocation get `failure`, and so do all later requests but those for
+    /// mandelboxes that are claimed already.
     pub fn close(&self, failure: Failure) {
         self.register().close(failure);
     }

@@ -71,7 +71,7 @@ impl Register {
         self.sweep(now);
         let deadline = self.deadline(now);
         match self.meetings.get_mut(&request.id) {
-            Some(Meeting::Seated(seated)) => return seated.join(request, self.closed.as_ref()),
+            Some(Meeting::Seated(seated)) => return seated.join(request),
             Some(Meeting::Ended { failure, user, .. }) => {
                 let of_user = user
                     .as_ref()

@@ -60,30 +60,29 @@ impl Seated {
         }
     }
 
-    /// A request that comes now; `closed` when no new one is taken.
+    /// A request that comes now.
     pub(super) fn join(
         &mut self,
         request: ClientRequest,
-        closed: Option<&Failure>,
     ) -> Result<watch::Receiver<Progress>, Failure> {
         if !may(request.subject.as_ref(), &self.user) {
             return Err(Failure::Forbidden);
         }
-        match (&self.step, closed) {
-            (Step::Vacant, Some(failure)) | (Step::Failed(failure), _) => Err(failure.clone()),
-            (Step::Vacant, None) => {
+        match &self.step {
+            Step::Failed(failure) => Err(failure.clone()),
+            Step::Vacant => {
                 let (progress, receiver) = watch::channel(Progress::Seated);
                 self.step = Step::taken(request.digest, request.data, progress);
                 self.wake.notify_one();
                 Ok(receiver)
             }
-            (Step::Taken { digest, progress, .. }, _) if same(digest, &request.digest) => {
+            Step::Taken { digest, progress, .. } if same(digest, &request.digest) => {
                 Ok(progress.subscribe())
             }
-            (Step::Answered { again: Some(again) }, _) if same(&again.digest, &request.digest) => {
+            Step::Answered { again: Some(again) } if same(&again.digest, &request.digest) => {
                 Ok(watch::channel(Progress::Answered(Ok(again.answer.clone()))).1)
             }
-            (Step::Taken { .. } | Step::Answered { .. }, _) => Err(Failure::AlreadyDelivered),
+            Step::Taken { .. } | Step::Answered { .. } => Err(Failure::AlreadyDelivered),
         }
     }
 

@@ -334,16 +334,18 @@ async fn what_is_refused_or_forgotten() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_closed_lobby_answers_everybody() {
+async fn a_closed_lobby_takes_nobody_who_has_no_mandelbox_yet() {
     let lobby = Lobby::new(LIMITS);
     let waiting = lobby.join(request("m", Some("ann"), 1)).unwrap();
-    let _vacant = lobby.open(&id("v"), &user("ann"));
+    let mut claimed = lobby.open(&id("v"), &user("ann"));
     let mut seat = lobby.open(&id("n"), &user("ben"));
     let delivered = lobby.join(request("n", Some("ben"), 1)).unwrap();
     lobby.close(Failure::Draining);
     assert_eq!(told(waiting).await, "draining");
     assert_eq!(refused(lobby.join(request("m", Some("ann"), 1))), "draining");
-    assert_eq!(refused(lobby.join(request("v", Some("ann"), 1))), "draining");
+    let late = lobby.join(request("v", Some("ann"), 1)).unwrap();
+    claimed.answer(answer(2000));
+    assert_eq!(told(late).await, "2000", "a mandelbox that is claimed already still takes its client");
     seat.answer(answer(1000));
     assert_eq!(
         told(delivered).await,

@@ -128,7 +128,6 @@ impl Model {
                 (Some((told, _)), _) if told.parse::<u16>().is_err() => Some(told.as_str()),
                 (Some((told, at)), Some(has)) if has == kind && self.now - at < 60 => Some(told.as_str()),
                 (None, Some(has)) if has == kind => None,
-                (None, None) if self.closed => Some("draining"),
                 (None, None) => {
                     of.has = Some(kind);
                     None
