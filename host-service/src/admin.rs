@@ -42,6 +42,7 @@ use socket::BoundSocket;
 
 /// Operators and scripts of one host; a followed log holds its connection.
 const LIMITS: Limits = Limits {
+    name: "admin",
     connections: 128,
     header: Duration::from_secs(30),
     drain: Duration::from_secs(2),

@@ -114,6 +114,7 @@ pub(crate) async fn stop(
 ) -> Result<Json<StoppedView>, ApiError> {
     let grace = request.grace_ms.map(Duration::from_millis);
     let mandelbox = host.stop(&id, grace).ok_or_else(|| ApiError::no_mandelbox(&id))?;
+    tracing::info!(mandelbox = %id, grace_ms = request.grace_ms, "an operator stops a mandelbox");
     let limit = stop_limit(&host, grace);
     let gone = tokio::time::timeout(limit, mandelbox.gone()).await;
     gone.map_err(|_| {

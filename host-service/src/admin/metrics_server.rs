@@ -21,6 +21,7 @@ use crate::host::Condition;
 
 /// A few probes and scrapers, each for a moment.
 const LIMITS: Limits = Limits {
+    name: "metrics",
     connections: 32,
     header: Duration::from_secs(10),
     drain: Duration::from_secs(1),

@@ -15,6 +15,8 @@ use tokio::net::UnixListener;
 const SOCKET_MODE: u32 = 0o660;
 /// Others may look into the directory, but not write.
 const PARENT_MODE: u32 = 0o755;
+/// `sun_path` of unix(7), without its final zero.
+const LONGEST: usize = 107;
 
 /// The socket cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +27,9 @@ pub enum BindError {
     /// Something that is no socket lies there, and may matter to somebody.
     #[error("{} is in the way: it is no socket; remove it or set admin.socket", .0.display())]
     NotASocket(PathBuf),
+    /// The kernel takes no longer paths.
+    #[error("{} is too long for a socket, which may have {LONGEST} bytes; set admin.socket", .0.display())]
+    TooLong(PathBuf),
     /// `[admin] group` names none.
     #[error("admin.group: this host has no group {0:?}")]
     UnknownGroup(String),
@@ -70,6 +75,9 @@ impl BoundSocket {
         let gid = group
             .map(|name| group_id(name, Path::new("/etc/group")))
             .transpose()?;
+        if path.as_os_str().len() > LONGEST {
+            return Err(BindError::TooLong(path.to_owned()));
+        }
         let parent = path.parent().unwrap_or_else(|| Path::new("/"));
         make_parent(parent)?;
         clear(path)?;

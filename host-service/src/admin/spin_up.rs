@@ -1,6 +1,9 @@
 //! Allocating mandelboxes by hand, in the local profiles: what a control plane and a client do elsewhere.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
 
 use axum::{Json, extract::State, http::StatusCode};
 use host_core::{
@@ -92,11 +95,7 @@ pub(crate) async fn spin_up(
 }
 
 /// First the client's part, then the allocation: the data is there when the mandelbox asks for it.
-async fn meet(
-    host: &Host,
-    allocation: &Allocation,
-    json: String,
-) -> Result<std::sync::Arc<Answer>, ApiError> {
+async fn meet(host: &Host, allocation: &Allocation, json: String) -> Result<Arc<Answer>, ApiError> {
     let lobby = host.lobby();
     lobby.forget(&allocation.id);
     let pending = lobby.join(ClientRequest {
@@ -148,6 +147,7 @@ fn allocation(host: &Host, request: AllocateRequest) -> Result<(Allocation, Allo
         session: valid(random_word().parse())?,
         app: Some(app.clone()),
     };
+    tracing::info!(mandelbox = %id, %app, %user, "an operator allocates a mandelbox");
     Ok((allocation, AllocatedView { id, app, user }))
 }
 

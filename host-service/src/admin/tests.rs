@@ -517,6 +517,16 @@ async fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
 }
 
 #[tokio::test]
+async fn a_path_that_no_client_could_use_is_told() {
+    let settings = AdminSettings {
+        socket: PathBuf::from(format!("/{}", "x".repeat(107))),
+        group: None,
+    };
+    let error = AdminServer::bind(&settings).unwrap_err();
+    assert!(matches!(error, BindError::TooLong(_)), "{error}");
+}
+
+#[tokio::test]
 async fn an_unknown_group_is_told() {
     let scratch = tempfile::tempdir().unwrap();
     let settings = AdminSettings {
