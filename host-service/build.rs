@@ -23,7 +23,7 @@ fn main() {
 
 fn from_git() -> Option<String> {
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR")?);
-    let git = manifest.ancestors().find_map(git_dir)?;
+    let git = git_dir(manifest.parent()?)?;
     let head = watched(&git.join("HEAD"))?;
     let Some(name) = head.trim().strip_prefix("ref: ") else {
         return Some(head.trim().to_owned()); // a detached head is the commit itself

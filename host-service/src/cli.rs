@@ -18,8 +18,6 @@ mod output;
 mod progress;
 mod status;
 
-pub(crate) use status::bytes;
-
 pub use args::Layers;
 use args::{Cli, Command, ConfigCommand};
 use failure::{Failure, USAGE};

@@ -1,6 +1,12 @@
 //! The plugins compiled in. This is the only place that names one: a new one is one line here and its dependency.
 
-use host_core::registry::{Plugins, Registry};
+use std::sync::Arc;
+
+use host_config::Loaded;
+use host_core::{
+    ErrorKind, PluginError,
+    registry::{Context, Plugins, Registry},
+};
 
 /// Every plugin that the configuration can name.
 pub fn registry() -> Registry {
@@ -13,5 +19,28 @@ pub fn registry() -> Registry {
             .with(gpu_sim::plugin()),
         pubsubs: Plugins::default().with(pubsub_memory::plugin()),
         telemetries: Plugins::default().with(telemetry_console::plugin()),
+    }
+}
+
+/// The plugin that `[kind]` calls `name`, built from its own section. For commands that work without the service.
+///
+/// # Errors
+/// There is none, or it cannot be built.
+pub(crate) async fn build<P: ?Sized + 'static>(
+    plugins: &Plugins<P>,
+    kind: &str,
+    name: &str,
+    loaded: &Loaded,
+) -> Result<Arc<P>, PluginError> {
+    let context = Context {
+        state_dir: loaded.settings.paths.state.clone(),
+        local: loaded.profile.is_local(),
+    };
+    match plugins.get(name) {
+        Some(plugin) => plugin.build(&loaded.section(kind, name), context).await,
+        None => Err(PluginError::new(
+            ErrorKind::NotFound,
+            format!("there is no {kind} plugin {name:?}"),
+        )),
     }
 }

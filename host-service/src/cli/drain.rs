@@ -24,9 +24,9 @@ pub(crate) async fn drain(args: &DrainArgs, client: &Client, out: &mut Out) -> R
     };
     let ordered = client.drain(&request).await?;
     if !args.wait {
-        let left = ordered.mandelboxes;
         return Ok(out.line(format_args!(
-            "{YELLOW}draining{YELLOW:#}; {left} mandelboxes have yet to end"
+            "{YELLOW}draining{YELLOW:#}; mandelboxes left: {}",
+            ordered.mandelboxes
         ))?);
     }
     until_ended(client).await?;
@@ -40,7 +40,7 @@ async fn until_ended(client: &Client) -> Result<(), Failure> {
         match client.status().await {
             Ok(status) => {
                 let left: usize = status.mandelboxes.values().sum();
-                progress.now(format!("draining; {left} mandelboxes have yet to end"));
+                progress.now(format!("draining; mandelboxes left: {left}"));
             }
             Err(ClientError::NoService { .. }) => return Ok(()),
             // Its connections are cut when it ends; whether it has, the next look tells.

@@ -23,8 +23,8 @@ const RED: Style = AnsiColor::Red.on_default().bold();
 pub(crate) enum Failure {
     /// Nobody reads any more: `… | head` is no failure.
     Unread,
-    /// To be told: each line is an error of its own.
-    Told { code: u8, text: String },
+    /// To be told.
+    Told { code: u8, errors: Vec<String> },
     /// The command has told already.
     Shown,
 }
@@ -34,27 +34,24 @@ impl Failure {
     pub(crate) fn new(text: impl Into<String>) -> Self {
         Self::Told {
             code: FAILED,
-            text: text.into(),
+            errors: vec![text.into()],
         }
     }
 
-    fn of(code: u8, error: &(dyn Error + 'static)) -> Self {
-        Self::Told {
-            code,
-            text: chain(error),
-        }
+    fn of(error: &(dyn Error + 'static)) -> Self {
+        Self::new(chain(error))
     }
 
     /// Tells it on standard error.
     pub(crate) fn report(self) -> ExitCode {
-        let (code, text) = match self {
+        let (code, errors) = match self {
             Self::Unread => return ExitCode::SUCCESS,
             Self::Shown => return ExitCode::from(FAILED),
-            Self::Told { code, text } => (code, text),
+            Self::Told { code, errors } => (code, errors),
         };
-        for line in text.lines() {
+        for error in errors {
             // There is nowhere left to say that even this cannot be written.
-            let _ = writeln!(stderr(), "{RED}error:{RED:#} {line}");
+            let _ = writeln!(stderr(), "{RED}error:{RED:#} {error}");
         }
         ExitCode::from(code)
     }
@@ -66,22 +63,25 @@ impl From<ClientError> for Failure {
             // Whether the socket is missing or dead makes no difference to the remedy.
             ClientError::NoService { .. } => Self::Told {
                 code: NO_SERVICE,
-                text: error.to_string(),
+                errors: vec![error.to_string()],
             },
-            _ => Self::of(FAILED, &error),
+            _ => Self::of(&error),
         }
     }
 }
 
 impl From<ConfigErrors> for Failure {
     fn from(errors: ConfigErrors) -> Self {
-        Self::of(BAD_CONFIGURATION, &errors)
+        Self::Told {
+            code: BAD_CONFIGURATION,
+            errors: errors.iter().map(ToString::to_string).collect(),
+        }
     }
 }
 
 impl From<PluginError> for Failure {
     fn from(error: PluginError) -> Self {
-        Self::of(FAILED, &error)
+        Self::of(&error)
     }
 }
 
@@ -89,7 +89,7 @@ impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Self::Unread,
-            _ => Self::of(FAILED, &error),
+            _ => Self::of(&error),
         }
     }
 }

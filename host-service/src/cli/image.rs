@@ -1,55 +1,58 @@
 //! `image …`: acts on the runtime directly; no service needs to run.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, path::Path};
 
 use host_config::Loaded;
 use host_core::{
-    registry::Context,
+    ImageRef,
     runtime::{Image, Runtime},
 };
+use indicatif::HumanBytes;
 
-use super::{args::ImageCommand, failure::Failure, output::Out, progress::Progress, status::bytes};
+use super::{args::ImageCommand, failure::Failure, output::Out, progress::Progress};
 use crate::plugins;
 
 pub(crate) async fn execute(command: ImageCommand, loaded: &Loaded, out: &mut Out) -> Result<(), Failure> {
-    let runtime = runtime(loaded).await?;
+    let name = &loaded.settings.runtime.plugin;
+    let runtime = plugins::build(&plugins::registry().runtimes, "runtime", name, loaded).await?;
     match command {
         ImageCommand::List(args) => list(runtime.as_ref(), args.json, out).await,
-        ImageCommand::Load { file, name } => {
-            let progress = Progress::new(format!("loading {}", file.display()));
-            let mut names = runtime.load_image(&file).await?;
-            if let Some(name) = name {
-                let [image] = names.as_slice() else {
-                    return Err(Failure::new(format!(
-                        "loaded {} images, so that --name does not say which of them it names",
-                        names.len()
-                    )));
-                };
-                runtime.tag_image(image, &name).await?;
-                names.push(name);
-            }
-            drop(progress);
-            for name in names {
-                out.line(format_args!("loaded {name}"))?;
-            }
-            Ok(())
-        }
+        ImageCommand::Load { file, name } => load(runtime.as_ref(), &file, name, out).await,
     }
 }
 
-/// The configured runtime, without a service around it.
-pub(crate) async fn runtime(loaded: &Loaded) -> Result<Arc<dyn Runtime>, Failure> {
-    let name = &loaded.settings.runtime.plugin;
-    let registry = plugins::registry();
-    let plugin = registry
-        .runtimes
-        .get(name)
-        .ok_or_else(|| Failure::new(format!("there is no runtime plugin {name:?}")))?;
-    let context = Context {
-        state_dir: loaded.settings.paths.state.clone(),
-        local: loaded.profile.is_local(),
-    };
-    Ok(plugin.build(&loaded.section("runtime", name), context).await?)
+async fn load(
+    runtime: &dyn Runtime,
+    file: &Path,
+    name: Option<ImageRef>,
+    out: &mut Out,
+) -> Result<(), Failure> {
+    let progress = Progress::new(format!("loading {}", file.display()));
+    let mut names = runtime.load_image(file).await?;
+    if let Some(name) = name {
+        let image = only(runtime, &names).await?;
+        runtime.tag_image(&image, &name).await?;
+        names.push(name);
+    }
+    drop(progress);
+    for name in names {
+        out.line(format_args!("loaded {name}"))?;
+    }
+    Ok(())
+}
+
+/// The one image that all of these name.
+async fn only(runtime: &dyn Runtime, names: &[ImageRef]) -> Result<ImageRef, Failure> {
+    let mut ids = BTreeSet::new();
+    for name in names {
+        ids.extend(runtime.image(name).await?.map(|image| image.id));
+    }
+    match (ids.len(), names.first()) {
+        (1, Some(name)) => Ok(name.clone()),
+        (count, _) => Err(Failure::new(format!(
+            "the archive names {count} images; --name wants exactly one"
+        ))),
+    }
 }
 
 async fn list(runtime: &dyn Runtime, json: bool, out: &mut Out) -> Result<(), Failure> {
@@ -74,7 +77,7 @@ fn rows(image: &Image) -> Vec<Vec<String>> {
         vec![
             name,
             short(&image.id).to_owned(),
-            bytes(image.size_bytes),
+            HumanBytes(image.size_bytes).to_string(),
             user.to_owned(),
         ]
     };

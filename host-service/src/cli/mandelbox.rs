@@ -7,7 +7,7 @@ use host_core::MandelboxId;
 use super::{
     args::{AllocateArgs, LogsArgs, MandelboxCommand, SpinUpArgs, StopArgs},
     failure::Failure,
-    output::{BOLD, GREEN, Out},
+    output::{BOLD, Fields, GREEN, Out},
     progress::Progress,
 };
 use crate::{
@@ -45,23 +45,16 @@ async fn spin_up(args: SpinUpArgs, client: &Client, out: &mut Out) -> Result<(),
     if args.output.json {
         return Ok(out.json(&view)?);
     }
+    let SpinUpView { id, app, took_ms, .. } = &view;
     out.line(format_args!(
-        "mandelbox {BOLD}{}{BOLD:#} ({}) {GREEN}runs{GREEN:#} after {} ms",
-        view.id, view.app, view.took_ms
+        "mandelbox {BOLD}{id}{BOLD:#} ({app}) {GREEN}runs{GREEN:#} after {took_ms} ms"
     ))?;
-    Ok(out.fields(&spin_up_fields(view))?)
-}
-
-fn spin_up_fields(view: SpinUpView) -> Vec<(&'static str, String)> {
-    let mut fields = vec![
-        ("ports", ports(&view.ports)),
-        ("aes key", view.aes_key.0),
-        ("stop it", format!("host-service mandelbox stop {}", view.id)),
-    ];
-    if let Some(url) = view.url {
-        fields.insert(0, ("look at", url));
-    }
-    fields
+    let fields = Fields::default()
+        .maybe("look at", view.url.as_ref())
+        .with("ports", ports(&view.ports))
+        .with("aes key", &view.aes_key.0)
+        .with("stop it", format_args!("host-service mandelbox stop {id}"));
+    Ok(out.fields(&fields)?)
 }
 
 async fn allocate(args: AllocateArgs, client: &Client, out: &mut Out) -> Result<(), Failure> {

@@ -74,7 +74,7 @@ impl Out {
     }
 
     /// Names and values, the values below each other.
-    pub(crate) fn fields(&mut self, fields: &[(&str, String)]) -> io::Result<()> {
+    pub(crate) fn fields(&mut self, Fields(fields): &Fields) -> io::Result<()> {
         let width = fields
             .iter()
             .map(|(name, _)| name.len())
@@ -84,5 +84,24 @@ impl Out {
             self.line(format_args!("{BOLD}{name:<width$}{BOLD:#}  {value}"))?;
         }
         Ok(())
+    }
+}
+
+/// Names and values to be told.
+#[derive(Debug, Default)]
+pub(crate) struct Fields(Vec<(&'static str, String)>);
+
+impl Fields {
+    pub(crate) fn with(mut self, name: &'static str, value: impl fmt::Display) -> Self {
+        self.0.push((name, value.to_string()));
+        self
+    }
+
+    /// Only what there is.
+    pub(crate) fn maybe(self, name: &'static str, value: Option<impl fmt::Display>) -> Self {
+        match value {
+            Some(value) => self.with(name, value),
+            None => self,
+        }
     }
 }

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use indicatif::HumanBytes;
+
 use super::{
     failure::Failure,
-    output::{GREEN, Out, RED, YELLOW},
+    output::{Fields, GREEN, Out, RED, YELLOW},
 };
 use crate::{
-    admin::views::{GpuView, ListeningView, PluginsView, StatusView, UsageView},
+    admin::views::{GpuView, InstanceView, PluginsView, ResourcesView, StatusView, UsageView},
     client::Client,
 };
 
@@ -25,46 +27,51 @@ pub(crate) async fn status(client: &Client, json: bool, out: &mut Out) -> Result
     Ok(())
 }
 
-fn fields(status: &StatusView) -> Vec<(&'static str, String)> {
-    let (instance, left) = (&status.instance, &status.resources);
-    let (place, machine) = (&instance.region, &instance.instance_type);
+fn fields(status: &StatusView) -> Fields {
+    let InstanceView {
+        name,
+        ip,
+        region,
+        instance_type,
+        ..
+    } = &status.instance;
+    let listening = status.listening.as_ref();
     let total: usize = status.mandelboxes.values().sum();
     let uptime = Duration::from_secs(status.uptime_seconds);
-    let (memory, disk) = (bytes(left.memory_available_bytes), bytes(left.disk_free_bytes));
-    let idle = nanos(left.idle_nanocpus);
-    let mut fields = vec![
-        (
+    Fields::default()
+        .with(
             "instance",
-            format!("{} at {} ({place}, {machine})", instance.name, instance.ip),
-        ),
-        ("state", state(status)),
-        ("profile", status.profile.clone()),
-        ("plugins", plugins(&status.plugins)),
-        (
+            format_args!("{name} at {ip} ({region}, {instance_type})"),
+        )
+        .with("state", state(status))
+        .with("profile", &status.profile)
+        .with("plugins", plugins(&status.plugins))
+        .with(
             "version",
-            format!("{} ({})", status.version, short(&status.commit)),
-        ),
-        ("uptime", humantime::format_duration(uptime).to_string()),
-    ];
-    if let Some(listening) = &status.listening {
-        let ListeningView { http, metrics } = listening;
-        fields.push(("listening", format!("clients {http}, metrics {metrics}")));
-    }
-    fields.extend([
-        (
+            format_args!("{} ({})", status.version, short(&status.commit)),
+        )
+        .with("uptime", humantime::format_duration(uptime))
+        .maybe(
+            "clients",
+            listening.map(|listening| format!("https://{}", listening.http)),
+        )
+        .maybe(
+            "metrics",
+            listening.map(|listening| format!("http://{}/metrics", listening.metrics)),
+        )
+        .with(
             "mandelboxes",
-            format!("{total} of {}{}", status.capacity, phases(status)),
-        ),
-        ("leases", leases(status)),
-        (
-            "left",
-            format!(
-                "memory {memory}, disk {disk}, {idle:.1} CPUs idle, load {:.2}",
-                left.load_1m
-            ),
-        ),
-    ]);
-    fields
+            format_args!("{total} of {}{}", status.capacity, phases(status)),
+        )
+        .with("leases", leases(status))
+        .with("left", left(&status.resources))
+}
+
+fn left(resources: &ResourcesView) -> String {
+    let memory = HumanBytes(resources.memory_available_bytes);
+    let disk = HumanBytes(resources.disk_free_bytes);
+    let (idle, load) = (billionths(resources.idle_nanocpus), resources.load_1m);
+    format!("memory {memory}, disk {disk}, {idle:.1} CPUs idle, load {load:.2}")
 }
 
 fn plugins(plugins: &PluginsView) -> String {
@@ -125,12 +132,13 @@ fn leases(status: &StatusView) -> String {
 }
 
 fn gpu(gpu: &GpuView) -> Vec<String> {
+    let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+    let free = gpu.memory_free_bytes.map(|bytes| HumanBytes(bytes).to_string());
     vec![
         gpu.index.to_string(),
         gpu.name.clone(),
-        gpu.memory_free_bytes.map_or_else(String::new, bytes) + " of " + &bytes(gpu.memory_bytes),
-        gpu.utilization_percent
-            .map_or_else(|| "-".to_owned(), |percent| format!("{percent} %")),
+        format!("{} of {}", or_dash(free), HumanBytes(gpu.memory_bytes)),
+        or_dash(gpu.utilization_percent.map(|percent| format!("{percent} %"))),
         gpu.mandelboxes.len().to_string(),
         gpu.unhealthy.clone().unwrap_or_else(|| "healthy".to_owned()),
     ]
@@ -151,42 +159,13 @@ fn short(commit: &str) -> &str {
 }
 
 #[allow(clippy::cast_precision_loss, reason = "one digit after the point is shown")]
-fn nanos(count: u64) -> f64 {
+fn billionths(count: u64) -> f64 {
     count as f64 / 1e9
-}
-
-/// `3.2 GiB`
-#[allow(clippy::cast_precision_loss, reason = "one digit after the point is shown")]
-pub(crate) fn bytes(count: u64) -> String {
-    let units = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    if count < 1024 {
-        return format!("{count} B");
-    }
-    let mut size = count as f64 / 1024.0;
-    let mut unit = 0;
-    while size >= 1024.0 && unit + 1 < units.len() {
-        size /= 1024.0;
-        unit += 1;
-    }
-    format!("{size:.1} {}", units[unit])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_are_short() {
-        for (count, text) in [
-            (0, "0 B"),
-            (1023, "1023 B"),
-            (1024, "1.0 KiB"),
-            (15_846_100_000, "14.8 GiB"),
-        ] {
-            assert_eq!(bytes(count), text);
-        }
-        assert_eq!(bytes(u64::MAX), "16384.0 PiB");
-    }
 
     #[test]
     fn a_short_commit_stays_as_it_is() {

@@ -6,12 +6,12 @@ use host_config::{Loaded, Pull};
 use host_core::{
     AppName, ImageRef, PluginError, chain,
     planner::LABEL_INSTANCE,
-    registry::{Context, Plugins, Registry},
+    registry::{Plugins, Registry},
     runtime::{Runtime, Selector},
 };
 
 use super::{Check, files, machine::Machine};
-use crate::{admin::views::StatusView, deadline::within, identity};
+use crate::{admin::views::StatusView, deadline::within, identity, plugins};
 
 /// Whatever hangs for longer is broken.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -66,22 +66,7 @@ async fn build<P: ?Sized + 'static>(
     kind: &str,
     name: &str,
 ) -> Result<Arc<P>, PluginError> {
-    let plugin = plugins.get(name).ok_or_else(|| {
-        PluginError::new(
-            host_core::ErrorKind::NotFound,
-            format!("there is no {kind} plugin {name:?}"),
-        )
-    })?;
-    let context = Context {
-        state_dir: loaded.settings.paths.state.clone(),
-        local: loaded.profile.is_local(),
-    };
-    within(
-        LIMIT,
-        "reaching it",
-        plugin.build(&loaded.section(kind, name), context),
-    )
-    .await
+    within(LIMIT, "reaching it", plugins::build(plugins, kind, name, loaded)).await
 }
 
 async fn reach(

@@ -3,10 +3,10 @@
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
 use host_config::Settings;
+use indicatif::HumanBytes;
 use rustix::fs::{Access, AtFlags, CWD, accessat, statvfs};
 
 use super::{Check, machine::Machine, nearest_existing};
-use crate::cli::bytes;
 
 pub(super) fn checks(machine: &Machine, settings: &Settings) -> Vec<Check> {
     let paths = &settings.paths;
@@ -71,7 +71,7 @@ fn disk(machine: &Machine, path: &Path) -> Check {
 }
 
 fn room(path: &Path, free: u64) -> Check {
-    let found = format!("{} free for {}", bytes(free), path.display());
+    let found = format!("{} free for {}", HumanBytes(free), path.display());
     match free {
         ..TOO_LITTLE_BYTES => Check::fail("disk", found, "make room"),
         TOO_LITTLE_BYTES..SCARCE_BYTES => Check::warn("disk", found, "make room for images and logs"),

@@ -6,10 +6,10 @@ use std::{
 };
 
 use host_config::{DeviceSettings, Settings};
+use indicatif::HumanBytes;
 use rustix::process::{Resource, geteuid, getrlimit};
 
 use super::Check;
-use crate::cli::bytes;
 
 /// A machine to look at.
 #[derive(Debug, Clone)]
@@ -160,11 +160,11 @@ fn memory(machine: &Machine, limit: Option<u64>) -> Check {
     let Some(available) = available.map(|kb| kb * 1024) else {
         return Check::warn("memory", "unknown", "is /proc mounted?");
     };
-    let found = format!("{} available", bytes(available));
+    let found = format!("{} available", HumanBytes(available));
     match limit {
         Some(limit) if limit > available => Check::warn(
             "memory",
-            format!("{found}, and one mandelbox may use {}", bytes(limit)),
+            format!("{found}, and one mandelbox may use {}", HumanBytes(limit)),
             "add memory, or lower mandelbox.limits.memory_bytes",
         ),
         Some(limit) => Check::ok(
@@ -286,7 +286,7 @@ mod tests {
         let memory = |gib: u64| memory(&machine.1, Some(gib << 30));
         assert_eq!(
             memory(3),
-            Check::ok("memory", "8.0 GiB available: 2 mandelboxes at their limit")
+            Check::ok("memory", "8.00 GiB available: 2 mandelboxes at their limit")
         );
         assert_eq!(memory(9).verdict, Verdict::Warn);
     }
