@@ -16,7 +16,7 @@
 //! have ended when `run` returns. A request's handler owns nothing: what it brings is the [`Lobby`]'s at once.
 //!
 //! Deliberately absent: HTTP/2 (one request per client), compression (nothing to compress), CORS (no browser is a
-//! client), limits per address.
+//! client), limits per address. What is not HTTP at all is told so by hyper, with a status and no body.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -35,6 +35,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument;
 
 use crate::lobby::{Answer, ClientRequest, Failure, Lobby, Pending};
 
@@ -115,7 +116,7 @@ pub enum BuildError {
         listen: SocketAddr,
     },
     /// It cannot be listened on for another reason.
-    #[error("cannot listen on {listen}; set http.listen to an address of this machine")]
+    #[error("http.listen: cannot listen on {listen}")]
     Listen {
         /// What was to be listened on.
         listen: SocketAddr,
@@ -311,6 +312,7 @@ impl Handler {
                 }
             }
         };
+        tracing::debug!(mandelbox = %request.id, "a client asks for its mandelbox");
         Ok(self.meet(request)?.await?)
     }
 
@@ -323,11 +325,9 @@ impl Handler {
         self.lobby.forget(&request.id);
         let pending = self.lobby.join(request)?;
         if pending.awaits_allocation() {
-            self.tasks.spawn(allocate(
-                on_request.allocate.clone(),
-                allocation,
-                self.lobby.clone(),
-            ));
+            let span = tracing::info_span!("allocate", mandelbox = %allocation.id);
+            let allocated = allocate(on_request.allocate.clone(), allocation, self.lobby.clone());
+            self.tasks.spawn(allocated.instrument(span));
         }
         Ok(pending)
     }
@@ -354,11 +354,12 @@ async fn allocate(allocate: Allocate, allocation: Allocation, lobby: Arc<Lobby>)
         // Somebody has allocated it already; the request waits for that one.
         Err(error) if error.kind() == ErrorKind::Conflict => {}
         Err(error) => {
-            tracing::warn!(mandelbox = %id, error = host_core::chain(&error), "a mandelbox could not be allocated");
-            lobby.refuse(
-                &id,
-                Failure::Unavailable(format!("it could not be allocated: {error}")),
+            tracing::warn!(
+                error = host_core::chain(&error),
+                "a mandelbox could not be allocated"
             );
+            let failure = Failure::Unavailable(format!("it could not be allocated: {error}"));
+            lobby.refuse(&id, failure);
         }
     }
 }

@@ -36,7 +36,7 @@ pub(super) struct Bodies {
 #[derive(Debug)]
 pub(super) struct Read {
     pub bytes: Vec<u8>,
-    _room: Option<OwnedSemaphorePermit>,
+    room: Option<OwnedSemaphorePermit>,
 }
 
 impl Bodies {
@@ -72,7 +72,7 @@ impl Bodies {
     async fn collect(&self, body: &mut Body) -> Result<Read, Refusal> {
         let mut read = Read {
             bytes: Vec::new(),
-            _room: None,
+            room: None,
         };
         while let Some(frame) = body.frame().await {
             let Ok(data) = frame.map_err(|_| Refusal::BrokenBody)?.into_data() else {
@@ -87,7 +87,7 @@ impl Bodies {
                 .clone()
                 .try_acquire_many_owned(room)
                 .map_err(|_| Refusal::Busy)?;
-            match &mut read._room {
+            match &mut read.room {
                 Some(held) => held.merge(room),
                 none => *none = Some(room),
             }

@@ -82,3 +82,60 @@ impl OnRequest {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use host_config::Sources;
+
+    use super::*;
+
+    fn settings(set: &[&str]) -> Settings {
+        let set = set.iter().map(ToString::to_string).collect();
+        let profile = Some("localdev".to_owned());
+        let sources = Sources {
+            profile,
+            system_dir: "/nonexistent".into(),
+            set,
+            ..Sources::default()
+        };
+        host_config::load(&sources).unwrap().settings
+    }
+
+    #[test]
+    fn the_local_profile_checks_no_tokens_and_makes_its_certificate() {
+        let settings = settings(&["paths.state=/scratch/state", "instance.ip=192.0.2.1"]);
+        let options = Options::try_from(&settings).unwrap();
+        assert!(matches!(options.auth, Auth::Off));
+        let Certificate::Generated { directory, addresses } = options.certificate else {
+            panic!("files")
+        };
+        assert_eq!(directory, Path::new("/scratch/state/tls"));
+        assert_eq!(
+            addresses,
+            [settings.instance.ip.unwrap(), settings.http.listen.ip()]
+        );
+    }
+
+    #[test]
+    fn what_is_half_set_is_named() {
+        let unset = |change: fn(&mut Settings)| {
+            let mut settings = settings(&[]);
+            change(&mut settings);
+            Options::try_from(&settings).unwrap_err().to_string()
+        };
+        assert_eq!(
+            unset(|settings| settings.auth.mode = AuthMode::Jwt),
+            "auth.issuer is not set"
+        );
+        assert_eq!(
+            unset(|settings| settings.http.certificate = Some("c".into())),
+            "http.key is not set"
+        );
+        assert_eq!(
+            unset(|settings| settings.http.key = Some("k".into())),
+            "http.certificate is not set"
+        );
+    }
+}

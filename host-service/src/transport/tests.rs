@@ -234,7 +234,12 @@ async fn a_client_that_does_not_read_is_given_up() {
             }
         }
     };
-    let ((), ended) = tokio::join!(flood, world.served.join_next());
+    let ended = async {
+        timeout(2 * LIMITS.idle_timeout, world.served.join_next())
+            .await
+            .expect("the end")
+    };
+    let ((), ended) = tokio::join!(flood, ended);
     assert!(ended.is_some());
     assert!(
         began.elapsed() <= LIMITS.idle_timeout + Duration::from_secs(10),

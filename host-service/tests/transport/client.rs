@@ -1,15 +1,21 @@
 //! A client that sends what it is told to, byte by byte where need be.
 
-use std::{io, path::Path, sync::Arc};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    time::timeout,
+};
 use tokio_rustls::{
     TlsConnector,
     client::TlsStream,
     rustls::{ClientConfig, RootCertStore, crypto::ring::default_provider},
 };
+
+/// Ends a test that waits for what never comes; a paused clock gets there at once.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Trusts the certificate in that file and no other.
 pub(crate) fn trusting(certificate: &Path) -> TlsConnector {
@@ -82,14 +88,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
 
     /// The next answer.
     pub(crate) async fn hear(&mut self) -> Said {
-        hear(&mut self.0).await
+        timeout(PATIENCE, hear(&mut self.0)).await.expect("an answer")
     }
 
     /// Everything until the server closes, as text.
     pub(crate) async fn rest(&mut self) -> String {
         let mut rest = Vec::new();
         // A server that closes without saying so in TLS is fine here.
-        let _ = self.0.read_to_end(&mut rest).await;
+        let _ = timeout(PATIENCE, self.0.read_to_end(&mut rest))
+            .await
+            .expect("the end");
         String::from_utf8(rest).unwrap()
     }
 }

@@ -74,6 +74,7 @@ fn bad_claims(issuer: &Issuer) -> Vec<(&'static str, String)> {
         ("token_invalid", json!({"sub": ""})),
         ("token_invalid", json!({"sub": 7})),
         ("token_invalid", json!({"sub": "a\u{0}b"})),
+        ("token_invalid", json!({"padding": "x".repeat(20_000)})),
     ];
     rows.map(|(code, changes)| (code, issuer.rs256(&claims_but(changes))))
         .to_vec()
