@@ -219,14 +219,18 @@ impl Client {
     async fn connect(&self) -> Result<UnixStream> {
         UnixStream::connect(&self.socket)
             .await
-            .map_err(|source| match source.kind() {
-                io::ErrorKind::PermissionDenied => ClientError::Denied(self.socket.clone()),
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NoService {
-                    socket: self.socket.clone(),
-                    source,
-                },
-                _ => self.broken(source),
-            })
+            .map_err(|source| self.unreachable(source))
+    }
+
+    fn unreachable(&self, source: io::Error) -> ClientError {
+        match source.kind() {
+            io::ErrorKind::PermissionDenied => ClientError::Denied(self.socket.clone()),
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NoService {
+                socket: self.socket.clone(),
+                source,
+            },
+            _ => self.broken(source),
+        }
     }
 
     async fn read<T: DeserializeOwned>(&self, exchange: Exchange) -> Result<T> {
@@ -275,6 +279,55 @@ impl Logs {
             if let Ok(data) = frame.into_data() {
                 return Ok(Some(data));
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::UnixListener,
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn no_service_and_no_permission_have_different_remedies() {
+        let scratch = tempfile::tempdir().unwrap();
+        let client = Client::new(scratch.path().join("none"));
+        let missing = client.status().await.unwrap_err();
+        assert!(
+            missing.to_string().ends_with("start one with `host-service run`"),
+            "{missing}"
+        );
+        drop(UnixListener::bind(client.socket()).unwrap());
+        let dead = client.status().await.unwrap_err();
+        assert!(matches!(dead, ClientError::NoService { .. }), "{dead}");
+        // Root, as which these tests may run, is never denied.
+        let denied = client.unreachable(io::ErrorKind::PermissionDenied.into());
+        assert!(denied.to_string().contains("admin.group"), "{denied}");
+    }
+
+    #[tokio::test]
+    async fn who_speaks_another_language_is_told_apart() {
+        let scratch = tempfile::tempdir().unwrap();
+        let client = Client::new(scratch.path().join("s"));
+        let listener = UnixListener::bind(client.socket()).unwrap();
+        for answer in [
+            "220 mail.example ESMTP\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+            "",
+        ] {
+            let serve = async {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = [0; 1024];
+                assert!(stream.read(&mut request).await.unwrap() > 0);
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            };
+            let (status, ()) = tokio::join!(client.status(), serve);
+            let error = status.unwrap_err();
+            assert!(matches!(error, ClientError::Broken { .. }), "{answer:?}: {error}");
         }
     }
 }

@@ -50,7 +50,7 @@ async fn only(runtime: &dyn Runtime, names: &[ImageRef]) -> Result<ImageRef, Fai
     match (ids.len(), names.first()) {
         (1, Some(name)) => Ok(name.clone()),
         (count, _) => Err(Failure::new(format!(
-            "the archive names {count} images; --name wants exactly one"
+            "the archive held {count} images, which are loaded; --name wants exactly one"
         ))),
     }
 }

@@ -7,7 +7,8 @@ use std::{
 
 use anstream::AutoStream;
 use anstyle::{AnsiColor, Style};
-use comfy_table::{Table, presets};
+use comfy_table::{ContentArrangement, Table, presets};
+use rustix::termios::tcgetwinsize;
 use serde::Serialize;
 
 /// For what is well.
@@ -59,13 +60,17 @@ impl Out {
     /// Rows under headers: with borders for a person, else one line each, for `awk`.
     pub(crate) fn table(&mut self, header: &[&str], rows: Vec<Vec<String>>) -> io::Result<()> {
         let mut table = Table::new();
-        table.load_style(if self.terminal {
-            presets::UTF8_FULL_CONDENSED
-        } else {
-            presets::NOTHING
-        });
         table.set_header(header).add_rows(rows);
-        if !self.terminal {
+        if self.terminal {
+            table.load_style(presets::UTF8_FULL_CONDENSED);
+            // A terminal that does not know its size gets lines as long as they are.
+            if let Some(size) = tcgetwinsize(io::stdout()).ok().filter(|size| size.ws_col > 0) {
+                table
+                    .set_content_arrangement(ContentArrangement::Dynamic)
+                    .set_width(size.ws_col);
+            }
+        } else {
+            table.load_style(presets::NOTHING);
             for column in table.column_iter_mut() {
                 column.set_padding((0, 2));
             }

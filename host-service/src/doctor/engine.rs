@@ -161,7 +161,7 @@ async fn gpus(loaded: &Loaded, registry: &Registry) -> Check {
         Ok(devices) if devices.is_empty() => Check::ok(name, "no devices: mandelboxes run without"),
         Ok(devices) => {
             let models: Vec<_> = devices.iter().map(|device| device.name.as_str()).collect();
-            Check::ok(name, format!("{} devices: {}", devices.len(), models.join(", ")))
+            Check::ok(name, models.join(", "))
         }
         Err(error) => Check::fail(
             name,

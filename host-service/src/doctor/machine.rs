@@ -169,7 +169,7 @@ fn memory(machine: &Machine, limit: Option<u64>) -> Check {
         ),
         Some(limit) => Check::ok(
             "memory",
-            format!("{found}: {} mandelboxes at their limit", available / limit),
+            format!("{found}; mandelboxes at their limit: {}", available / limit),
         ),
         None => Check::warn(
             "memory",
@@ -286,7 +286,7 @@ mod tests {
         let memory = |gib: u64| memory(&machine.1, Some(gib << 30));
         assert_eq!(
             memory(3),
-            Check::ok("memory", "8.00 GiB available: 2 mandelboxes at their limit")
+            Check::ok("memory", "8.00 GiB available; mandelboxes at their limit: 2")
         );
         assert_eq!(memory(9).verdict, Verdict::Warn);
     }

@@ -81,7 +81,7 @@ fn tokens(machine: &Machine, auth: &AuthSettings) -> Check {
             "auth.jwks_file holds no keys",
             "fetch the issuer's key set anew",
         ),
-        Some(Ok(count)) => Check::ok("tokens", format!("checked with {count} keys")),
+        Some(Ok(count)) => Check::ok("tokens", format!("checked; keys: {count}")),
         Some(Err(error)) => Check::fail(
             "tokens",
             format!("auth.jwks_file: {error}"),
@@ -170,10 +170,7 @@ mod tests {
             jwks_file: file.map(Into::into),
         };
         let check = |file| tokens(&machine, &auth(file));
-        assert_eq!(
-            check(Some("/jwks.json")),
-            Check::ok("tokens", "checked with 1 keys")
-        );
+        assert_eq!(check(Some("/jwks.json")), Check::ok("tokens", "checked; keys: 1"));
         assert_eq!(check(Some("/none.json")).verdict, Verdict::Fail);
         assert_eq!(check(Some("/missing.json")).verdict, Verdict::Fail);
         assert!(check(None).found.contains("auth.jwks_file is not set"));
