@@ -64,6 +64,8 @@ pub struct LeaseSet {
     pub tty: Lease,
     /// Its GPU slot; `None` on a host without GPUs.
     pub gpu: Option<GpuLease>,
+    /// Its place among the mandelboxes this host may have; `None` without such a limit.
+    pub place: Option<Lease>,
 }
 
 /// How long a TTY rests after use: its device node may still be open in a process that is being killed.
@@ -78,6 +80,8 @@ pub struct Pools {
     pub ttys: Pool,
     /// GPU slots.
     pub gpus: GpuPool,
+    /// How many mandelboxes there may be at once, where that is set.
+    pub places: Option<Pool>,
 }
 
 impl Pools {
@@ -93,7 +97,15 @@ impl Pools {
             ports: Pool::new("port", ports, port_rest, clock),
             ttys: Pool::new("TTY", ttys, TTY_REST, clock),
             gpus: GpuPool::new(slots_per_gpu),
+            places: None,
         }
+    }
+
+    /// Allows so many mandelboxes at once.
+    #[must_use]
+    pub fn limited_to(mut self, mandelboxes: u16, clock: Clock) -> Self {
+        self.places = Some(Pool::new("place (mandelbox.capacity)", 1..=mandelboxes, Duration::ZERO, clock));
+        self
     }
 
     /// All of it for one mandelbox, or nothing. `free` says whether a host port could be bound right now.
@@ -106,13 +118,14 @@ impl Pools {
         ports: &[ContainerPort],
         free: impl Fn(u16, Protocol) -> bool,
     ) -> Result<LeaseSet, Exhausted> {
+        let place = self.places.as_ref().map(|places| places.lease(holder, |_| true)).transpose()?;
         let gpu = self.gpus.lease(holder)?;
         let tty = self.ttys.lease(holder, |_| true)?;
         let ports = ports
             .iter()
             .map(|&port| Ok((port, self.ports.lease(holder, |host| free(host, port.protocol))?)))
             .collect::<Result<_, Exhausted>>()?;
-        Ok(LeaseSet { ports, tty, gpu })
+        Ok(LeaseSet { ports, tty, gpu, place })
     }
 }
 
@@ -164,6 +177,16 @@ mod tests {
         let pools = pools(2000..2010, 10..20);
         let set = pools.lease(&id("a"), &three(), |port, _| port % 2 == 1).unwrap();
         assert!(set.ports.iter().all(|(_, lease)| lease.value() % 2 == 1));
+    }
+
+    #[test]
+    fn no_more_mandelboxes_than_allowed() {
+        let pools = pools(2000..2099, 10..20).limited_to(1, Instant::now);
+        let first = pools.lease(&id("a"), &three(), |_, _| true).unwrap();
+        let error = pools.lease(&id("b"), &three(), |_, _| true).unwrap_err();
+        assert!(error.to_string().contains("mandelbox.capacity"), "{error}");
+        drop(first);
+        assert!(pools.lease(&id("b"), &three(), |_, _| true).is_ok());
     }
 
     #[test]

@@ -13,6 +13,8 @@ use crate::{
 pub const LABEL_MANDELBOX: &str = "host-service.mandelbox";
 /// Label that carries the name of the host that made it.
 pub const LABEL_INSTANCE: &str = "host-service.instance";
+/// Label that carries the run of the service that made it: what another run made is not this one's to remove.
+pub const LABEL_RUN: &str = "host-service.run";
 
 /// What this host has and does.
 #[derive(Debug, Clone, Default)]
@@ -28,8 +30,10 @@ pub struct Observed {
 }
 
 /// A mandelbox with an owner task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owned {
+    /// The row it was made for.
+    pub row: MandelboxRow,
     /// It is on its way out already.
     pub ending: bool,
 }
@@ -103,6 +107,10 @@ fn plan_row(row: &MandelboxRow, draining: bool, observed: &Observed) -> Option<S
     match (observed.owned.get(&row.id), row.status) {
         (Some(owned), MandelboxStatus::Dying) if !owned.ending => {
             Some(Step::End(row.id.clone(), EndReason::RowDying))
+        }
+        // The id was given away anew: the one of before is gone, and the new one is spun up after it.
+        (Some(owned), _) if !owned.ending && !owned.row.is_same(row) => {
+            Some(Step::End(row.id.clone(), EndReason::RowDeleted))
         }
         (Some(_), _) => None,
         (None, status) if spent(observed, row).is_some_and(|settled| status <= settled) => None,

@@ -46,11 +46,11 @@ impl GpuPool {
         }
     }
 
-    /// Takes over what the GPU plugin found. Devices that are gone get no new mandelbox; leases stay as they are.
+    /// Takes over what the GPU plugin found. Devices that are gone stay known and get no new mandelbox: a host that
+    /// has lost its GPUs is not one that never had any. Leases stay as they are.
     pub fn update(&self, devices: Vec<GpuDevice>, health: &[(String, GpuHealth)]) {
         let mut state = self.state();
         let lost = "it is no longer enumerated";
-        state.retain(|_, slot| !slot.holders.is_empty());
         state
             .values_mut()
             .for_each(|slot| slot.health = GpuHealth::Unhealthy(lost.to_owned()));
@@ -232,6 +232,14 @@ mod tests {
         assert!(pool.lease(&id("b")).is_err(), "a still holds the only slot");
         drop(lease);
         assert!(pool.lease(&id("b")).is_ok());
+    }
+
+    #[test]
+    fn a_host_that_lost_its_gpus_leases_none_and_says_so() {
+        let pool = GpuPool::new(1);
+        pool.update(vec![device(0)], &[]);
+        pool.update(vec![], &[]);
+        assert_eq!(pool.lease(&id("a")).unwrap_err().unusable, 1);
     }
 
     #[test]

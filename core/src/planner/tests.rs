@@ -29,7 +29,7 @@ fn active(mandelboxes: Vec<MandelboxRow>) -> DesiredState {
 fn owning(entries: &[(u8, bool)]) -> Observed {
     let owned = entries
         .iter()
-        .map(|&(n, ending)| (id(n), Owned { ending }))
+        .map(|&(n, ending)| (id(n), Owned { row: row(n, MandelboxStatus::Allocated), ending }))
         .collect();
     Observed {
         owned,
@@ -78,6 +78,14 @@ fn a_row_that_vanishes_or_dies_ends_its_mandelbox_once() {
         [Step::End(id(1), EndReason::RowDying)]
     );
     assert_eq!(plan(&dying, &owning(&[(1, true)])), []);
+}
+
+#[test]
+fn an_id_given_away_anew_ends_the_mandelbox_of_before() {
+    let anew = MandelboxRow { created_ms: 1, ..row(1, MandelboxStatus::Allocated) };
+    let desired = active(vec![anew]);
+    assert_eq!(plan(&desired, &owning(&[(1, false)])), [Step::End(id(1), EndReason::RowDeleted)]);
+    assert_eq!(plan(&desired, &owning(&[(1, true)])), []);
 }
 
 #[test]
@@ -187,7 +195,7 @@ fn observed() -> impl Strategy<Value = Observed> {
     let spent = prop::collection::btree_map(0u8..8, prop::sample::select(MandelboxStatus::ALL), 0..3);
     (any::<bool>(), owned, spent).prop_map(|(draining, owned, spent)| Observed {
         draining,
-        owned: owned.into_iter().map(|(n, ending)| (id(n), Owned { ending })).collect(),
+        owned: owned.into_iter().map(|(n, ending)| (id(n), Owned { row: row(n, MandelboxStatus::Allocated), ending })).collect(),
         spent: spent.into_iter().map(|(n, status)| (id(n), row(n, status))).collect(),
     })
 }
@@ -196,9 +204,9 @@ fn observed() -> impl Strategy<Value = Observed> {
 fn begun(mut observed: Observed, steps: &[Step]) -> Observed {
     for step in steps {
         match step {
-            Step::SpinUp(row) => drop(observed.owned.insert(row.id.clone(), Owned { ending: false })),
+            Step::SpinUp(row) => drop(observed.owned.insert(row.id.clone(), Owned { row: row.clone(), ending: false })),
             Step::Refuse(row) | Step::Forget(row) => drop(observed.spent.insert(row.id.clone(), row.clone())),
-            Step::End(id, _) => drop(observed.owned.insert(id.clone(), Owned { ending: true })),
+            Step::End(id, _) => observed.owned.get_mut(id).unwrap().ending = true,
             Step::Drain(_) => observed.draining = true,
             Step::RemoveOrphan(_) => {}
         }
