@@ -4,11 +4,15 @@ use std::{
     fs, io,
     os::unix::{
         fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, chown},
-        net::{UnixListener as StdListener, UnixStream as StdStream},
+        net::UnixListener as StdListener,
     },
     path::{Path, PathBuf},
 };
 
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with},
+};
 use tokio::net::UnixListener;
 
 /// Root and the group may use it, nobody else.
@@ -82,14 +86,14 @@ impl BoundSocket {
         make_parent(parent)?;
         clear(path)?;
         let (listener, device_and_inode) = bind_aside(path, parent, gid)?;
-        listener
-            .set_nonblocking(true)
-            .map_err(failed("preparing", path))?;
-        let listener = UnixListener::from_std(listener).map_err(failed("preparing", path))?;
         let file = SocketFile {
             path: path.to_owned(),
             device_and_inode,
         };
+        listener
+            .set_nonblocking(true)
+            .map_err(failed("preparing", path))?;
+        let listener = UnixListener::from_std(listener).map_err(failed("preparing", path))?;
         Ok(Self { listener, file })
     }
 }
@@ -124,16 +128,20 @@ fn clear(path: &Path) -> Result<(), BindError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(failed("looking at", path)(error)),
         Ok(found) if !found.file_type().is_socket() => Err(BindError::NotASocket(path.to_owned())),
-        Ok(_) => match StdStream::connect(path) {
-            Ok(_) => Err(BindError::InUse(path.to_owned())),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                fs::remove_file(path).map_err(failed("replacing", path))
-            }
-            // Its queue is full: somebody serves it.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(BindError::InUse(path.to_owned())),
-            Err(error) => Err(failed("connecting to", path)(error)),
+        Ok(_) => match probe(path) {
+            // In the second case its queue is full: somebody serves it, slowly.
+            Ok(()) | Err(Errno::AGAIN) => Err(BindError::InUse(path.to_owned())),
+            Err(Errno::CONNREFUSED) => fs::remove_file(path).map_err(failed("replacing", path)),
+            Err(error) => Err(failed("connecting to", path)(error.into())),
         },
     }
+}
+
+/// Whether somebody listens, without waiting for a place in the queue.
+pub(super) fn probe(path: &Path) -> Result<(), Errno> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &SocketAddrUnix::new(path)?)
 }
 
 fn bind_aside(path: &Path, parent: &Path, gid: Option<u32>) -> Result<(StdListener, (u64, u64)), BindError> {

@@ -2,8 +2,6 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use host_core::MandelboxId;
-
 use super::{
     args::{AllocateArgs, LogsArgs, MandelboxCommand, SpinUpArgs, StopArgs},
     failure::Failure,
@@ -141,21 +139,17 @@ async fn stop(args: &StopArgs, client: &Client, out: &mut Out) -> Result<(), Fai
     let request = StopRequest {
         grace_ms: args.timeout.map(millis),
     };
-    let progress = Progress::new(stopping(&args.id));
+    let progress = Progress::new(format!("stopping mandelbox {}", args.id));
     let view = client.stop(&args.id, &request).await?;
     drop(progress);
     match view.end.reason.as_str() {
         "stopped" => out.line(format_args!("mandelbox {} is gone", view.id))?,
         _ => out.line(format_args!(
-            "mandelbox {} is gone; it had ended by itself: {}",
+            "mandelbox {} is gone; its end was under way already: {}",
             view.id, view.end.text
         ))?,
     }
     Ok(())
-}
-
-fn stopping(id: &MandelboxId) -> String {
-    format!("stopping mandelbox {id}")
 }
 
 /// For the admin API.
