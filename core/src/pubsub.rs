@@ -197,9 +197,9 @@ pub trait PubSub: Send + Sync + fmt::Debug + 'static {
     /// row and is none, `Conflict` when another machine is active under this name.
     async fn register(&self, facts: &InstanceFacts, heartbeat: &Heartbeat) -> Result<Registered>;
 
-    /// Moves a row of this instance from `ALLOCATED` to `CONNECTING`, atomically: of any number of callers
-    /// exactly one wins.
-    async fn claim(&self, instance: &InstanceName, mandelbox: &MandelboxId) -> Result<Claim>;
+    /// Moves a row of this instance from `ALLOCATED` to `CONNECTING`, atomically: of any number of callers exactly one
+    /// wins. It must still be the same allocation of the same user: an id may have been given away anew meanwhile.
+    async fn claim(&self, instance: &InstanceName, row: &MandelboxRow) -> Result<Claim>;
 
     /// Moves a row of this instance forward to `status`. A row that is further already, or gone, stays as it is.
     async fn set_status(

@@ -22,8 +22,8 @@ use futures::stream::BoxStream;
 use host_core::{
     ErrorKind, InstanceName, MandelboxId, PluginError,
     pubsub::{
-        Allocation, Claim, DesiredState, Heartbeat, InstanceFacts, MandelboxStatus, PubSub, Registered,
-        Result, StaleAfter,
+        Allocation, Claim, DesiredState, Heartbeat, InstanceFacts, MandelboxRow, MandelboxStatus, PubSub,
+        Registered, Result, StaleAfter,
     },
     registry::{Context, Plugin},
 };
@@ -189,8 +189,8 @@ impl PubSub for MemoryPubSub {
         self.call(Operation::Register, &facts.name, register).await?
     }
 
-    async fn claim(&self, instance: &InstanceName, mandelbox: &MandelboxId) -> Result<Claim> {
-        let claim = |tables: &mut Tables| tables.claim(instance, mandelbox);
+    async fn claim(&self, instance: &InstanceName, row: &MandelboxRow) -> Result<Claim> {
+        let claim = |tables: &mut Tables| tables.claim(instance, row);
         self.call(Operation::Claim, instance, claim).await
     }
 

@@ -92,9 +92,10 @@ impl Tables {
         Ok(Registered::Active)
     }
 
-    pub(crate) fn claim(&mut self, instance: &InstanceName, mandelbox: &MandelboxId) -> Claim {
-        match self.own(instance, mandelbox) {
-            Some(row) if row.status == MandelboxStatus::Allocated => {
+    pub(crate) fn claim(&mut self, instance: &InstanceName, wanted: &MandelboxRow) -> Claim {
+        let same = |row: &MandelboxRow| row.is_same(wanted) && row.user == wanted.user;
+        match self.own(instance, &wanted.id) {
+            Some(row) if row.status == MandelboxStatus::Allocated && same(row) => {
                 row.status = MandelboxStatus::Connecting;
                 Claim::Won(row.clone())
             }

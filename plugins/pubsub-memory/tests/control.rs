@@ -86,11 +86,12 @@ async fn a_call_that_loses_its_answer_has_taken_effect() {
     let pubsub = registered().await;
     let new = allocation("a");
     pubsub.allocate(&host(), &new).await.unwrap();
+    let (_, row) = pubsub.mandelbox(&new.id).unwrap();
     pubsub.fault(Operation::Claim, Fault::LoseAnswer(ErrorKind::Timeout));
-    let error = pubsub.claim(&host(), &new.id).await.unwrap_err();
+    let error = pubsub.claim(&host(), &row).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
     pubsub.heal();
-    assert_eq!(pubsub.claim(&host(), &new.id).await.unwrap(), Claim::Lost);
+    assert_eq!(pubsub.claim(&host(), &row).await.unwrap(), Claim::Lost);
     let (_, row) = pubsub.mandelbox(&new.id).unwrap();
     assert_eq!(row.status, MandelboxStatus::Connecting);
 }

@@ -7,8 +7,8 @@ use futures::{FutureExt, StreamExt, stream::BoxStream};
 use host_core::{
     ErrorKind, InstanceName, MandelboxId,
     pubsub::{
-        Allocation, Claim, DesiredState, Heartbeat, InstanceFacts, InstanceStatus, MandelboxStatus, PubSub,
-        Registered, Result, StaleAfter,
+        Allocation, Claim, DesiredState, Heartbeat, InstanceFacts, InstanceStatus, MandelboxRow,
+        MandelboxStatus, PubSub, Registered, Result, StaleAfter,
     },
 };
 use proptest::{collection::vec, prelude::*, sample::select};
@@ -16,44 +16,51 @@ use pubsub_memory::MemoryPubSub;
 
 const HOSTS: usize = 3;
 const MANDELBOXES: usize = 5;
+/// Users and sessions that a mandelbox is given to.
+const OWNERS: [(&str, &str); 3] = [
+    ("user-1", "session-1"),
+    ("user-1", "session-2"),
+    ("user-2", "session-1"),
+];
 const STALE_AFTER_S: (u64, u64) = (10, 90);
 
 #[derive(Debug, Clone)]
 enum Step {
     Register(usize),
-    Claim(usize, usize),
+    Claim(usize, usize, usize),
     SetStatus(usize, usize, MandelboxStatus),
     Heartbeat(usize),
     MarkDraining(usize),
     Remove(usize, usize),
     Unregister(usize),
     RemoveStale(usize, Vec<usize>),
-    Allocate(usize, usize),
+    Allocate(usize, usize, usize),
     Wait(u64),
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let (host, mandelbox) = (0..HOSTS, 0..MANDELBOXES);
+    let (host, mandelbox, owner) = (0..HOSTS, 0..MANDELBOXES, 0..OWNERS.len());
     let status = select(MandelboxStatus::ALL);
     prop_oneof![
         2 => host.clone().prop_map(Step::Register),
-        4 => (host.clone(), mandelbox.clone()).prop_map(|(h, m)| Step::Claim(h, m)),
+        6 => (host.clone(), mandelbox.clone(), owner.clone()).prop_map(|(h, m, o)| Step::Claim(h, m, o)),
         4 => (host.clone(), mandelbox.clone(), status).prop_map(|(h, m, s)| Step::SetStatus(h, m, s)),
         1 => host.clone().prop_map(Step::Heartbeat),
         1 => host.clone().prop_map(Step::MarkDraining),
         2 => (host.clone(), mandelbox.clone()).prop_map(|(h, m)| Step::Remove(h, m)),
         1 => host.clone().prop_map(Step::Unregister),
         2 => (host.clone(), vec(mandelbox.clone(), 0..3)).prop_map(|(h, w)| Step::RemoveStale(h, w)),
-        6 => (host, mandelbox).prop_map(|(h, m)| Step::Allocate(h, m)),
+        6 => (host, mandelbox, owner).prop_map(|(h, m, o)| Step::Allocate(h, m, o)),
         2 => (1u64..60).prop_map(Step::Wait),
     ]
 }
 
-/// A row of the model: mandelbox, host, status, age in seconds.
+/// A row of the model: mandelbox, host, whose of [`OWNERS`], status, age in seconds.
 #[derive(Debug, Clone, PartialEq)]
 struct Row {
     mandelbox: usize,
     host: usize,
+    owner: usize,
     status: MandelboxStatus,
     age_s: u64,
 }
@@ -91,9 +98,10 @@ impl Model {
                     return Answer::Registered(Registered::Active);
                 }
             },
-            Step::Claim(host, mandelbox) => {
-                let row = self.row(*host, *mandelbox);
-                let Some(row) = row.filter(|row| row.status == MandelboxStatus::Allocated) else {
+            Step::Claim(host, mandelbox, owner) => {
+                let is_wanted =
+                    |row: &&mut Row| row.status == MandelboxStatus::Allocated && row.owner == *owner;
+                let Some(row) = self.row(*host, *mandelbox).filter(is_wanted) else {
                     return Answer::Won(false);
                 };
                 row.status = MandelboxStatus::Connecting;
@@ -123,7 +131,7 @@ impl Model {
             Step::RemoveStale(host, working_on) => {
                 return Answer::Removed(self.remove_stale(*host, working_on));
             }
-            Step::Allocate(host, mandelbox) => return self.allocate(*host, *mandelbox),
+            Step::Allocate(host, mandelbox, owner) => return self.allocate(*host, *mandelbox, *owner),
             Step::Wait(seconds) => self.rows.iter_mut().for_each(|row| row.age_s += seconds),
         }
         Answer::Done
@@ -149,7 +157,7 @@ impl Model {
         removed
     }
 
-    fn allocate(&mut self, host: usize, mandelbox: usize) -> Answer {
+    fn allocate(&mut self, host: usize, mandelbox: usize, owner: usize) -> Answer {
         if self.rows.iter().any(|row| row.mandelbox == mandelbox) {
             return Answer::Failed(ErrorKind::Conflict);
         }
@@ -159,6 +167,7 @@ impl Model {
         self.rows.push(Row {
             mandelbox,
             host,
+            owner,
             status: MandelboxStatus::Allocated,
             age_s: 0,
         });
@@ -195,14 +204,30 @@ fn facts(host: usize) -> InstanceFacts {
     }
 }
 
+/// The row as a host has seen it that takes it for this owner's.
+fn wanted(pubsub: &MemoryPubSub, mandelbox: usize, owner: usize) -> MandelboxRow {
+    let (user, session) = OWNERS[owner];
+    let stored = pubsub.mandelbox(&id(mandelbox));
+    MandelboxRow {
+        id: id(mandelbox),
+        user: user.parse().unwrap(),
+        session: session.parse().unwrap(),
+        app: None,
+        status: MandelboxStatus::Allocated,
+        created_ms: stored.map_or(0, |(_, row)| row.created_ms),
+    }
+}
+
 async fn apply(pubsub: &MemoryPubSub, step: &Step) -> Answer {
     let answer = match step {
         Step::Register(host) => {
             let answer = pubsub.register(&facts(*host), &Heartbeat::default()).await;
             answer.map(Answer::Registered)
         }
-        Step::Claim(host, mandelbox) => {
-            let answer = pubsub.claim(&name(*host), &id(*mandelbox)).await;
+        Step::Claim(host, mandelbox, owner) => {
+            let answer = pubsub
+                .claim(&name(*host), &wanted(pubsub, *mandelbox, *owner))
+                .await;
             answer.map(|claim| Answer::Won(claim != Claim::Lost))
         }
         Step::SetStatus(host, mandelbox, to) => {
@@ -221,11 +246,12 @@ async fn apply(pubsub: &MemoryPubSub, step: &Step) -> Answer {
             let answer = pubsub.remove_stale(&name(*host), after, &working_on).await;
             answer.map(|removed| Answer::Removed(numbers(&removed)))
         }
-        Step::Allocate(host, mandelbox) => {
+        Step::Allocate(host, mandelbox, owner) => {
+            let (user, session) = OWNERS[*owner];
             let allocation = Allocation {
                 id: id(*mandelbox),
-                user: "user-1".parse().unwrap(),
-                session: "session-1".parse().unwrap(),
+                user: user.parse().unwrap(),
+                session: session.parse().unwrap(),
                 app: None,
             };
             done(pubsub.allocate(&name(*host), &allocation).await)

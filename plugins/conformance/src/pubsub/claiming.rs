@@ -1,6 +1,6 @@
 //! Claims: exactly one winner.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::FutureExt;
 use host_core::{
@@ -9,7 +9,7 @@ use host_core::{
 };
 use tokio::{sync::Barrier, task::JoinSet};
 
-use super::{ControlPlane, DEADLINE, Stage, Step, new_id};
+use super::{ControlPlane, DEADLINE, Stage, Step, row, valid};
 use crate::{
     behaviours, ensure,
     report::{Behaviour, Unmet, Verdict},
@@ -24,6 +24,7 @@ pub(super) fn behaviours() -> Vec<Behaviour<dyn ControlPlane>> {
         only_an_allocated_row_can_be_claimed,
         an_absent_row_cannot_be_claimed,
         another_hosts_row_cannot_be_claimed,
+        a_claim_of_an_id_given_away_anew_is_lost,
         a_dropped_claim_leaves_a_whole_row,
     ]
 }
@@ -31,7 +32,7 @@ pub(super) fn behaviours() -> Vec<Behaviour<dyn ControlPlane>> {
 async fn a_claim_moves_the_row_and_returns_it(plane: &dyn ControlPlane) -> Verdict {
     let stage = Stage::new(plane).await?;
     let row = stage.row(MandelboxStatus::Allocated).await?;
-    let answer = stage.pubsub.claim(&stage.host, &row.id).await?;
+    let answer = stage.pubsub.claim(&stage.host, &row).await?;
     let claimed = MandelboxRow {
         status: MandelboxStatus::Connecting,
         ..row
@@ -39,7 +40,7 @@ async fn a_claim_moves_the_row_and_returns_it(plane: &dyn ControlPlane) -> Verdi
     ensure!(answer == Claim::Won(claimed.clone()), "the answer is {answer:?}");
     let written = plane.mandelbox(&claimed.id).await?;
     ensure!(written == Some(claimed.clone()), "the row is {written:?}");
-    let again = stage.pubsub.claim(&stage.host, &claimed.id).await?;
+    let again = stage.pubsub.claim(&stage.host, &claimed).await?;
     ensure!(again == Claim::Lost, "it was won twice: {again:?}");
     Ok(())
 }
@@ -48,7 +49,7 @@ async fn a_claim_is_seen_by_watchers(plane: &dyn ControlPlane) -> Verdict {
     let stage = Stage::new(plane).await?;
     let row = stage.row(MandelboxStatus::Allocated).await?;
     let mut watcher = stage.watch().await?;
-    stage.pubsub.claim(&stage.host, &row.id).await?;
+    stage.pubsub.claim(&stage.host, &row).await?;
     let connecting = |row: &MandelboxRow| row.status == MandelboxStatus::Connecting;
     watcher
         .until(|state| state.mandelboxes.iter().any(connecting))
@@ -93,7 +94,7 @@ async fn claim_at_once(stage: &Stage<'_>, callers: usize, rows: &[MandelboxRow])
             start.wait().await;
             let mut won = Vec::new();
             for row in rows {
-                if let Claim::Won(row) = pubsub.claim(&host, &row.id).await? {
+                if let Claim::Won(row) = pubsub.claim(&host, &row).await? {
                     won.push(row.id);
                 }
             }
@@ -111,7 +112,12 @@ async fn only_an_allocated_row_can_be_claimed(plane: &dyn ControlPlane) -> Verdi
     let stage = Stage::new(plane).await?;
     for status in &MandelboxStatus::ALL[1..] {
         let row = stage.row(*status).await?;
-        let answer = stage.pubsub.claim(&stage.host, &row.id).await?;
+        // As the caller saw it before it moved on.
+        let seen = MandelboxRow {
+            status: MandelboxStatus::Allocated,
+            ..row.clone()
+        };
+        let answer = stage.pubsub.claim(&stage.host, &seen).await?;
         ensure!(
             answer == Claim::Lost,
             "a row in {status} was answered by {answer:?}"
@@ -124,10 +130,10 @@ async fn only_an_allocated_row_can_be_claimed(plane: &dyn ControlPlane) -> Verdi
 
 async fn an_absent_row_cannot_be_claimed(plane: &dyn ControlPlane) -> Verdict {
     let stage = Stage::new(plane).await?;
-    let id = new_id()?;
-    let answer = stage.pubsub.claim(&stage.host, &id).await?;
+    let absent = row(MandelboxStatus::Allocated, Duration::ZERO)?;
+    let answer = stage.pubsub.claim(&stage.host, &absent).await?;
     ensure!(answer == Claim::Lost, "the answer is {answer:?}");
-    let after = plane.mandelbox(&id).await?;
+    let after = plane.mandelbox(&absent.id).await?;
     ensure!(after.is_none(), "a row came into being: {after:?}");
     Ok(())
 }
@@ -135,10 +141,43 @@ async fn an_absent_row_cannot_be_claimed(plane: &dyn ControlPlane) -> Verdict {
 async fn another_hosts_row_cannot_be_claimed(plane: &dyn ControlPlane) -> Verdict {
     let (stage, other) = (Stage::new(plane).await?, Stage::new(plane).await?);
     let row = other.row(MandelboxStatus::Allocated).await?;
-    let answer = stage.pubsub.claim(&stage.host, &row.id).await?;
+    let answer = stage.pubsub.claim(&stage.host, &row).await?;
     ensure!(answer == Claim::Lost, "the answer is {answer:?}");
     let after = plane.mandelbox(&row.id).await?;
     ensure!(after == Some(row), "the row became {after:?}");
+    Ok(())
+}
+
+async fn a_claim_of_an_id_given_away_anew_is_lost(plane: &dyn ControlPlane) -> Verdict {
+    let stage = Stage::new(plane).await?;
+    // Each of these alone makes it another one's.
+    let changes: [fn(&mut MandelboxRow) -> Step<()>; 3] = [
+        |row| valid("user-2").map(|user| row.user = user),
+        |row| valid("session-2").map(|session| row.session = session),
+        |row| {
+            row.created_ms += 1;
+            Ok(())
+        },
+    ];
+    for change in changes {
+        let old = stage.row(MandelboxStatus::Allocated).await?;
+        plane.delete_mandelbox(&old.id).await?;
+        let mut new = old.clone();
+        change(&mut new)?;
+        plane.insert_mandelbox(&stage.host, &new).await?;
+
+        let answer = stage.pubsub.claim(&stage.host, &old).await?;
+        ensure!(answer == Claim::Lost, "{new:?} was won with {old:?}");
+        let after = plane.mandelbox(&new.id).await?;
+        ensure!(after.as_ref() == Some(&new), "{new:?} became {after:?}");
+
+        let answer = stage.pubsub.claim(&stage.host, &new).await?;
+        let won = MandelboxRow {
+            status: MandelboxStatus::Connecting,
+            ..new
+        };
+        ensure!(answer == Claim::Won(won), "the new one's answer is {answer:?}");
+    }
     Ok(())
 }
 
@@ -146,8 +185,8 @@ async fn a_dropped_claim_leaves_a_whole_row(plane: &dyn ControlPlane) -> Verdict
     let stage = Stage::new(plane).await?;
     let row = stage.row(MandelboxStatus::Allocated).await?;
     // One poll starts it; then it is dropped, whether it took effect or not.
-    drop(stage.pubsub.claim(&stage.host, &row.id).now_or_never());
-    stage.pubsub.claim(&stage.host, &row.id).await?;
+    drop(stage.pubsub.claim(&stage.host, &row).now_or_never());
+    stage.pubsub.claim(&stage.host, &row).await?;
     let claimed = MandelboxRow {
         status: MandelboxStatus::Connecting,
         ..row

@@ -169,7 +169,9 @@ async fn an_id_can_be_allocated_once(plane: &dyn ControlPlane) -> Verdict {
     let (stage, other) = (Stage::new(plane).await?, Stage::new(plane).await?);
     let new = allocation()?;
     stage.pubsub.allocate(&stage.host, &new).await?;
-    stage.pubsub.claim(&stage.host, &new.id).await?;
+    let row = plane.mandelbox(&new.id).await?;
+    let row = row.ok_or_else(|| Unmet::Broken("the row is not there".to_owned()))?;
+    stage.pubsub.claim(&stage.host, &row).await?;
     for host in [&stage.host, &other.host] {
         let answer = stage.pubsub.allocate(host, &new).await;
         let kind = answer.as_ref().err().map(PluginError::kind);
