@@ -6,19 +6,23 @@
 //! inside could have made.
 
 use std::{
+    fs::File,
     io::{self, Write},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
+use cap_fs_ext::DirExt;
 use cap_std::{
     ambient_authority,
-    fs::{Dir, DirBuilder, DirBuilderExt, OpenOptions, OpenOptionsExt},
+    fs::{Dir, DirBuilder, DirBuilderExt as _, OpenOptions, OpenOptionsExt},
 };
 use futures::StreamExt;
 use host_core::MandelboxId;
 use inotify::{EventStream, Inotify, WatchMask};
-use rustix::fs::{AtFlags, Gid, Uid};
+use rustix::fs::{AtFlags, FlockOperation, Gid, Mode, OFlags, Uid, flock};
 
 /// Created by the application when it can take its client.
 pub const READY_FOR_CLIENT: &str = "done_sleeping_until_X_clients";
@@ -29,14 +33,20 @@ pub const MAPPINGS_INSIDE: &str = "/fractal/resourceMappings";
 /// Where the sockets are seen inside.
 pub const SOCKETS_INSIDE: &str = "/tmp/sockets";
 
+/// Says that a directory was made here and may be removed; the first thing in it and the last to go.
+const MARK: &str = ".host-service";
 const MAPPINGS: &str = "resourceMappings";
 const SOCKETS: &str = "sockets";
 
-/// `[paths] root`, where mandelboxes have their directories.
+/// How often a file is looked for where the kernel has no watch left.
+const POLL: Duration = Duration::from_millis(25);
+
+/// `[paths] root`, where mandelboxes have their directories, held by one service. Clones share the hold.
 #[derive(Debug, Clone)]
 pub struct Root {
     path: PathBuf,
     owner: Owner,
+    _lock: Arc<File>,
 }
 
 /// Who owns the files inside a mandelbox.
@@ -55,13 +65,16 @@ impl Owner {
 }
 
 impl Root {
-    /// Makes the directory if it is not there.
+    /// Makes the directory if it is not there, and holds it.
     ///
     /// # Errors
-    /// It cannot be made.
+    /// It cannot be made; others may write in it; another service holds it (`WouldBlock`).
     pub fn open(path: &Path, owner: Owner) -> io::Result<Self> {
-        std::fs::DirBuilder::new().recursive(true).create(path)?;
-        Ok(Self { path: path.to_owned(), owner })
+        own_directory(path, 0o755)?;
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
+        let lock = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(Self { path: path.to_owned(), owner, _lock: Arc::new(lock) })
     }
 
     /// Where a mandelbox has its directory.
@@ -69,7 +82,7 @@ impl Root {
         self.path.join(id.as_str())
     }
 
-    /// Mandelboxes that have a directory here.
+    /// Mandelboxes that have a directory here. What somebody else put here is none.
     ///
     /// # Errors
     /// The directory cannot be read.
@@ -78,28 +91,37 @@ impl Root {
         for entry in std::fs::read_dir(&self.path)? {
             let name = entry?.file_name();
             let id: Option<MandelboxId> = name.to_str().and_then(|name| name.parse().ok());
-            ids.extend(id.filter(|id| self.of(id).join(MAPPINGS).is_dir()));
+            ids.extend(id.filter(|id| self.of(id).join(MARK).symlink_metadata().is_ok()));
         }
         Ok(ids)
     }
 
-    /// Makes a mandelbox's directories, which must not exist.
+    /// Makes a mandelbox's directories, which must not exist. Leaves nothing when it fails.
     ///
     /// # Errors
-    /// `AlreadyExists` for what another mandelbox left, and whatever the file system says.
+    /// `AlreadyExists` for what is there and is not ours, and whatever the file system says.
     pub fn create(&self, id: &MandelboxId) -> io::Result<Files> {
         let root = Dir::open_ambient_dir(&self.path, ambient_authority())?;
         let mut private = DirBuilder::new();
         private.mode(0o700);
         root.create_dir_with(id.as_str(), &private)?;
-        let own = root.open_dir(id.as_str())?;
-        for name in [MAPPINGS, SOCKETS] {
-            own.create_dir_with(name, &private)?;
-            let (uid, gid) = self.owner.raw();
-            rustix::fs::chownat(&own, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+        let made = root.open_dir(id.as_str()).and_then(|own| {
+            own.write(MARK, b"")?;
+            for name in [MAPPINGS, SOCKETS] {
+                own.create_dir_with(name, &private)?;
+                let (uid, gid) = self.owner.raw();
+                rustix::fs::chownat(&own, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+            }
+            own.open_dir(MAPPINGS)
+        });
+        match made {
+            Ok(mappings) => Ok(Files { dir: Arc::new(mappings), path: self.of(id), owner: self.owner }),
+            Err(error) => {
+                // The error that matters is the first one.
+                let _ = self.remove(id);
+                Err(error)
+            }
         }
-        let files = Files { dir: Arc::new(own.open_dir(MAPPINGS)?), path: self.of(id), owner: self.owner };
-        Ok(files)
     }
 
     /// Removes a mandelbox's directories with whatever the inside put there. What is absent is fine.
@@ -108,10 +130,16 @@ impl Root {
     /// Something could not be removed.
     pub fn remove(&self, id: &MandelboxId) -> io::Result<()> {
         let root = Dir::open_ambient_dir(&self.path, ambient_authority())?;
-        match root.remove_dir_all(id.as_str()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        let own = match root.open_dir_nofollow(id.as_str()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            own => own?,
+        };
+        empty(&own)?;
+        match own.remove_file(MARK) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
         }
+        root.remove_dir(id.as_str())
     }
 
     /// Removes the directory itself when nothing is in it.
@@ -119,6 +147,57 @@ impl Root {
         // Not empty or a mount point: somebody else's business.
         let _ = std::fs::remove_dir(&self.path);
     }
+}
+
+/// A directory for this service alone to write in, made with `mode` where it is not there yet.
+///
+/// # Errors
+/// It cannot be made, or others may write in it: what they plant there would be followed as root.
+pub(crate) fn own_directory(path: &Path, mode: u32) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(mode).create(path)?;
+    let there = path.metadata()?;
+    if there.mode() & 0o022 != 0 || there.uid() != rustix::process::geteuid().as_raw() {
+        let rule = "others may write in it; `chown` it to this service's user and `chmod go-w` it";
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, rule));
+    }
+    Ok(())
+}
+
+/// Removes everything but the mark. The inside may have nested directories deeper than any stack or table of open
+/// files: each is emptied by moving its directories up here, so two are open at any time.
+fn empty(top: &Dir) -> io::Result<()> {
+    loop {
+        let mut done = true;
+        for entry in top.entries()? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name == MARK {
+                continue;
+            }
+            done = false;
+            if entry.file_type()?.is_dir() {
+                flatten(&top.open_dir_nofollow(&name)?, top)?;
+                top.remove_dir(&name)?;
+            } else {
+                top.remove_file(&name)?;
+            }
+        }
+        if done {
+            return Ok(());
+        }
+    }
+}
+
+fn flatten(dir: &Dir, top: &Dir) -> io::Result<()> {
+    for entry in dir.entries()? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            dir.rename(entry.file_name(), top, format!(".{:032x}", rand::random::<u128>()))?;
+        } else {
+            dir.remove_file(entry.file_name())?;
+        }
+    }
+    Ok(())
 }
 
 /// One mandelbox's directory.
@@ -162,14 +241,17 @@ impl Files {
     }
 
     /// Begins to watch for a file before anybody can create it; see [`Arrival::wait`].
-    ///
-    /// # Errors
-    /// The kernel has no watch left (`fs.inotify.max_user_watches`).
-    pub fn watch(&self, name: &'static str) -> io::Result<Arrival> {
+    pub fn watch(&self, name: &'static str) -> Arrival {
+        let events = self.events().inspect_err(|error| {
+            tracing::warn!(%error, "no watch left (fs.inotify.max_user_instances); looking for the file instead");
+        });
+        Arrival { files: self.clone(), name, events: events.ok() }
+    }
+
+    fn events(&self) -> io::Result<EventStream<Vec<u8>>> {
         let inotify = Inotify::init()?;
         inotify.watches().add(self.mappings(), WatchMask::CREATE | WatchMask::MOVED_TO)?;
-        let events = inotify.into_event_stream(vec![0; 1024])?;
-        Ok(Arrival { files: self.clone(), name, events })
+        inotify.into_event_stream(vec![0; 1024])
     }
 }
 
@@ -177,7 +259,7 @@ impl Files {
 pub struct Arrival {
     files: Files,
     name: &'static str,
-    events: EventStream<Vec<u8>>,
+    events: Option<EventStream<Vec<u8>>>,
 }
 
 impl std::fmt::Debug for Arrival {
@@ -193,9 +275,9 @@ impl Arrival {
     /// The watch broke.
     pub async fn wait(mut self) -> io::Result<()> {
         while self.files.dir.symlink_metadata(self.name).is_err() {
-            match self.events.next().await {
-                Some(event) => drop(event?),
-                None => return Err(io::Error::other("the directory's watch ended")),
+            match &mut self.events {
+                Some(events) => drop(events.next().await.transpose()?),
+                None => tokio::time::sleep(POLL).await,
             }
         }
         Ok(())
@@ -204,7 +286,7 @@ impl Arrival {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
 
@@ -255,6 +337,49 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_that_is_not_ours_is_neither_taken_nor_removed() {
+        let (_scratch, root, id) = root();
+        std::fs::create_dir(root.of(&id)).unwrap();
+        std::fs::write(root.of(&id).join("theirs"), "").unwrap();
+        assert_eq!(root.create(&id).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert!(root.of(&id).join("theirs").exists());
+        assert_eq!(root.present().unwrap(), []);
+    }
+
+    #[test]
+    fn depth_and_number_are_no_obstacle_to_removal() {
+        let (_scratch, root, id) = root();
+        let files = root.create(&id).unwrap();
+        // Deeper than a path may be long: made from inside, as a container does.
+        let mut dir = files.dir.try_clone().unwrap();
+        for _ in 0..3000 {
+            dir.create_dir("d").unwrap();
+            dir.write("f", "").unwrap();
+            dir = dir.open_dir("d").unwrap();
+        }
+        for n in 0..2000 {
+            files.dir.write(format!("f{n}"), "").unwrap();
+        }
+        root.remove(&id).unwrap();
+        assert!(!root.of(&id).exists());
+    }
+
+    #[test]
+    fn a_second_service_cannot_have_the_same_root() {
+        let (_scratch, root, _) = root();
+        let error = Root::open(&root.path, root.owner).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn a_root_that_others_can_write_in_is_refused() {
+        let scratch = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(scratch.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+        let error = Root::open(scratch.path(), Owner { uid: 0, gid: 0 }).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+    }
+
+    #[test]
     fn a_directory_in_the_way_is_an_error_that_leaves_nothing() {
         let (_scratch, root, id) = root();
         let files = root.create(&id).unwrap();
@@ -275,8 +400,8 @@ mod tests {
     async fn readiness_is_seen_whether_it_comes_before_or_after_the_wait() {
         let (_scratch, root, id) = root();
         let files = root.create(&id).unwrap();
-        let early = files.watch(READY_FOR_CLIENT).unwrap();
-        let late = files.watch(READY_FOR_CLIENT).unwrap();
+        let early = files.watch(READY_FOR_CLIENT);
+        let late = files.watch(READY_FOR_CLIENT);
         files.write("something_else", b"").unwrap();
         let path = files.mappings().join(READY_FOR_CLIENT);
         let waiting = late.wait();

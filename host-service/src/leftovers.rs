@@ -1,7 +1,7 @@
 //! What a service that died left on this host: records, containers, directories. A new one refuses to start over
 //! them, and removes exactly them when told to.
 
-use std::{fmt, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use host_core::{
     InstanceName, MandelboxId, PluginError,
@@ -12,6 +12,7 @@ use host_core::{
 use crate::{
     deadline::within,
     files::Root,
+    orchestrator::blocking,
     records::{Record, Records},
 };
 
@@ -21,6 +22,7 @@ pub struct Leftovers {
     records: Vec<Record>,
     containers: Vec<Container>,
     directories: Vec<MandelboxId>,
+    unreadable: Vec<PathBuf>,
 }
 
 /// Why leftovers could not be found or removed.
@@ -49,40 +51,36 @@ impl Leftovers {
     ) -> Result<Self, LeftoverError> {
         let selector = Selector::label(LABEL_INSTANCE, instance.as_str());
         let containers = within(limit, "listing containers", runtime.list(&selector)).await?;
-        Ok(Self { records: records.all()?, containers, directories: root.present()? })
+        let (records, unreadable) = records.all()?;
+        Ok(Self { records, containers, directories: root.present()?, unreadable })
     }
 
     /// There are none.
     pub fn is_empty(&self) -> bool {
-        self.records.is_empty() && self.containers.is_empty() && self.directories.is_empty()
+        self.records.is_empty() && self.containers.is_empty() && self.directories.is_empty() && self.unreadable.is_empty()
     }
 
-    /// Removes exactly these, containers first, because the directories are mounted in them.
+    /// Removes exactly these, containers first, because the directories are mounted in them. A record's container was
+    /// found by its label, if there is one: a container of that name without it is somebody else's.
     ///
     /// # Errors
     /// The first that could not be removed; the others stay for another try.
     pub async fn purge(
         self,
         runtime: &dyn Runtime,
-        records: &Records,
-        root: &Root,
+        records: Arc<Records>,
+        root: Root,
         limit: Duration,
     ) -> Result<(), LeftoverError> {
         for container in self.containers {
             within(limit, "removing a container", runtime.remove(&container.id.into())).await?;
         }
-        for record in &self.records {
-            // Its container may have lost its label, or never had this instance's: the name is ours all the same.
-            within(limit, "removing a container", runtime.remove(&record.container.clone().into())).await?;
-            root.remove(&record.id)?;
-        }
-        for id in &self.directories {
-            root.remove(id)?;
-        }
-        for record in &self.records {
-            records.remove(&record.id)?;
-        }
-        Ok(())
+        let removal = blocking(move || {
+            self.directories.iter().try_for_each(|id| root.remove(id))?;
+            self.records.iter().try_for_each(|record| records.remove(&record.id))?;
+            self.unreadable.iter().try_for_each(std::fs::remove_file)
+        });
+        Ok(removal.await?)
     }
 }
 
@@ -96,6 +94,9 @@ impl fmt::Display for Leftovers {
         }
         for id in &self.directories {
             writeln!(f, "  directory of mandelbox {id}")?;
+        }
+        for path in &self.unreadable {
+            writeln!(f, "  unreadable record {}", path.display())?;
         }
         Ok(())
     }

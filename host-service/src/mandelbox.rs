@@ -50,6 +50,8 @@ pub struct State {
     pub gpu: Option<GpuDevice>,
     /// The kernel killed something in it for memory.
     pub oom: bool,
+    /// Its container ended while the engine still started it.
+    pub exited: Option<Exit>,
     /// How long each finished stage took.
     pub timings: Vec<Timing>,
 }
@@ -76,6 +78,7 @@ impl Mandelbox {
             tty: None,
             gpu: None,
             oom: false,
+            exited: None,
             timings: Vec::new(),
         };
         let (state, end) = (watch::Sender::new(state), watch::Sender::new(None));
@@ -150,7 +153,7 @@ impl Mandelbox {
         });
     }
 
-    /// Changes what it has. For its owner only.
+    /// Changes what it has.
     pub(crate) fn update(&self, change: impl FnOnce(&mut State)) {
         self.state.send_modify(change);
     }

@@ -17,7 +17,7 @@ use tokio::{
 use crate::{
     deadline::within,
     host::Condition,
-    orchestrator::Shared,
+    orchestrator::{Shared, blocking},
     resources::{Collector, Resources},
 };
 
@@ -29,7 +29,17 @@ pub(crate) async fn collect(shared: Arc<Shared>, gpu: Arc<dyn Gpu>, condition: w
     let mut failing = false;
     loop {
         every.tick().await;
-        let resources = collector.collect(&shared.metrics);
+        let metrics = shared.metrics.clone();
+        // A disk that hangs must not take a thread of the runtime with it.
+        let collected = blocking(move || {
+            let resources = collector.collect(&metrics);
+            Ok((collector, resources))
+        });
+        let Ok((back, resources)) = collected.await else {
+            collector = Collector::new(&shared.settings.paths.root);
+            continue;
+        };
+        collector = back;
         let gpus = look_at_gpus(&shared.pools, gpu.as_ref(), shared.settings.gpu.timeout).await;
         if let Err(error) = &gpus {
             shared.metrics.collector_failed("gpu");

@@ -14,18 +14,18 @@
 use std::{collections::{BTreeMap, BTreeSet}, future::Future, sync::Arc, time::Duration};
 
 use host_core::{
-    MandelboxId, PluginError,
+    MandelboxId, PluginError, Retry,
     lease::Pools,
-    lifecycle::EndReason,
-    planner::{self, DrainCause, LABEL_MANDELBOX, Observed, Owned, Step},
+    lifecycle::{EndReason, Phase},
+    planner::{self, DrainCause, LABEL_MANDELBOX, LABEL_RUN, Observed, Owned, Step},
     pubsub::{DesiredState, InstanceFacts, MandelboxRow, PubSub},
-    runtime::{ContainerChange, ContainerEvent, ContainerId, Runtime},
+    runtime::{Container, ContainerChange, ContainerEvent, ContainerId, Runtime},
 };
-use host_config::{MandelboxTimeouts, Profile, Settings};
+use host_config::{Profile, Settings};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     task::{self, JoinSet},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -48,6 +48,11 @@ mod owner;
 mod spin_up;
 mod take_down;
 
+use owner::Ended;
+
+/// Between tries to tell the control plane.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
 /// What the orchestrator and every owner task work with.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -66,6 +71,10 @@ pub(crate) struct Shared {
     pub seccomp: host_core::runtime::Seccomp,
     /// Cancelled when nothing more is to be retried: the service ends now.
     pub hurry: CancellationToken,
+    /// Told when nothing of a mandelbox is left on this host.
+    pub settled: Notify,
+    /// Of this run of the service alone; every container's label.
+    pub run: String,
 }
 
 /// What wakes the orchestrator.
@@ -82,13 +91,14 @@ pub(crate) struct Orchestrator {
     shared: Arc<Shared>,
     inputs: Inputs,
     condition: watch::Sender<Condition>,
-    /// Each returns its row when that is spent.
-    owners: JoinSet<Option<MandelboxRow>>,
+    owners: JoinSet<Ended>,
     spent: BTreeMap<MandelboxId, MandelboxRow>,
     /// Short pieces of work on rows and orphans.
     chores: JoinSet<()>,
     orphans: BTreeSet<ContainerId>,
     drain: Option<Drain>,
+    /// What there is to plan from has changed.
+    dirty: bool,
 }
 
 #[derive(Debug)]
@@ -98,12 +108,18 @@ struct Drain {
     grace: Duration,
     /// The deadline has passed and every mandelbox is ordered to end.
     over: bool,
+    /// Since when nothing but the control plane is waited for.
+    settled: Option<Instant>,
 }
 
 impl Drain {
-    /// When to stop trying to take down what cannot be taken down, because its engine does not answer.
-    fn give_up(&self, limits: &MandelboxTimeouts) -> Instant {
-        self.until + self.grace + limits.stop + limits.remove
+    /// When there is something to do about it: the deadline; then, when to stop trying to take down what cannot be
+    /// taken down, because its engine does not answer. A control plane that does not answer is waited for less: with
+    /// the instance's row all its rows go.
+    fn next(&self, settings: &Settings) -> Instant {
+        let limits = &settings.mandelbox.timeouts;
+        let next = if self.over { self.until + self.grace + limits.stop + limits.remove } else { self.until };
+        self.settled.map_or(next, |settled| next.min(settled + settings.pubsub.timeout))
     }
 }
 
@@ -118,6 +134,7 @@ impl Orchestrator {
             chores: JoinSet::new(),
             orphans: BTreeSet::new(),
             drain: None,
+            dirty: true,
         }
     }
 
@@ -125,11 +142,12 @@ impl Orchestrator {
     pub(crate) async fn run(mut self) -> DrainCause {
         loop {
             self.plan();
-            if let Some(drain) = &self.drain
-                && self.owners.is_empty()
-                && self.chores.is_empty()
-            {
-                return drain.cause;
+            let on_host = self.shared.board.all().iter().any(|m| !matches!(m.state().phase, Phase::Gone(_)));
+            if let Some(drain) = &mut self.drain {
+                if self.owners.is_empty() && self.chores.is_empty() {
+                    return drain.cause;
+                }
+                drain.settled = if on_host { None } else { drain.settled.or_else(|| Some(Instant::now())) };
             }
             self.wake().await;
         }
@@ -137,15 +155,15 @@ impl Orchestrator {
 
     /// Waits for one input and takes it in.
     async fn wake(&mut self) {
-        let limits = &self.shared.settings.mandelbox.timeouts;
-        let next = self.drain.as_ref().map(|d| if d.over { d.give_up(limits) } else { d.until });
+        let next = self.drain.as_ref().map(|drain| drain.next(&self.shared.settings));
         tokio::select! {
             // A closed channel means that its sender ended with the service; the other inputs go on.
-            Ok(()) = self.inputs.desired.changed() => {}
+            Ok(()) = self.inputs.desired.changed() => self.dirty = true,
+            () = self.shared.settled.notified() => {}
             Some(sighting) = self.inputs.sightings.recv() => self.sight(sighting),
             Some(order) = self.inputs.drains.recv() => self.begin_drain(order),
             Some(ended) = self.owners.join_next() => match ended {
-                Ok(row) => self.spent.extend(row.map(|row| (row.id.clone(), row))),
+                Ok(ended) => self.end_of(ended),
                 Err(error) => tracing::error!(%error, "a mandelbox's owner ended without taking it down"),
             },
             Some(done) = self.chores.join_next() => {
@@ -159,11 +177,22 @@ impl Orchestrator {
         }
     }
 
+    /// Off the board and not to be planned again, both at once.
+    fn end_of(&mut self, Ended { id, spent }: Ended) {
+        self.shared.board.remove(&id);
+        self.spent.extend(spent.map(|row| (id, row)));
+        self.dirty = true;
+    }
+
     /// Compares what is wanted with what is, and begins what is to be done.
     fn plan(&mut self) {
+        if !std::mem::take(&mut self.dirty) {
+            return;
+        }
         let desired = self.inputs.desired.borrow_and_update().clone();
         let Some(desired) = desired else { return };
-        self.spent.retain(|_, spent| desired.mandelboxes.iter().any(|row| row.is_same(spent)));
+        let rows: BTreeMap<_, _> = desired.mandelboxes.iter().map(|row| (&row.id, row)).collect();
+        self.spent.retain(|id, spent| rows.get(id).is_some_and(|row| row.is_same(spent)));
         let steps = planner::plan(&desired, &self.observed());
         self.begin(steps);
     }
@@ -172,7 +201,7 @@ impl Orchestrator {
         let owned = self.shared.board.all();
         Observed {
             draining: self.drain.is_some(),
-            owned: owned.iter().map(|m| (m.id().clone(), Owned { ending: m.is_ending() })).collect(),
+            owned: owned.iter().map(|m| (m.id().clone(), Owned { row: m.row.clone(), ending: m.is_ending() })).collect(),
             spent: self.spent.clone(),
         }
     }
@@ -244,12 +273,13 @@ impl Orchestrator {
     }
 
     fn sight_event(&self, event: &ContainerEvent) {
-        let id = event.labels.get(LABEL_MANDELBOX).and_then(|id| id.parse().ok());
-        let Some(mandelbox) = id.and_then(|id: MandelboxId| self.shared.board.get(&id)) else { return };
-        if mandelbox.state().container.as_ref() != Some(&event.id) {
-            return;
-        }
+        let owns = |mandelbox: &Arc<Mandelbox>| mandelbox.state().container.as_ref() == Some(&event.id);
+        let Some(mandelbox) = self.shared.board.all().into_iter().find(owns) else { return };
         let reason = match event.change {
+            // A start that fails can end the container too: what it means is the spin-up's to say.
+            ContainerChange::Exited(exit) if mandelbox.state().phase == Phase::Launching => {
+                return mandelbox.update(|state| state.exited = Some(exit));
+            }
             ContainerChange::Exited(exit) => EndReason::Exited(mandelbox.with_oom(exit)),
             ContainerChange::Removed => EndReason::ContainerLost,
             ContainerChange::Oom => return mandelbox.update(|state| state.oom = true),
@@ -271,7 +301,8 @@ impl Orchestrator {
             }
             None => {
                 tracing::info!(cause = ?order.cause, mandelboxes = self.shared.board.len(), "draining");
-                self.drain = Some(Drain { cause: order.cause, until, grace, over: false });
+                self.drain = Some(Drain { cause: order.cause, until, grace, over: false, settled: None });
+                self.dirty = true;
                 self.condition.send_modify(|condition| condition.draining = Some(order.cause));
                 self.shared.lobby.close(Failure::Draining);
                 self.mark_draining(order.cause);
@@ -292,8 +323,8 @@ impl Orchestrator {
     /// The drain's deadline has passed, or the time after it too.
     fn drain_time(&mut self) {
         let Some(drain) = &mut self.drain else { return };
-        if drain.over {
-            tracing::error!("what is left cannot be taken down in time; leaving it to the next start");
+        if drain.settled.is_some() || drain.over {
+            tracing::warn!("what is left to do cannot be done in time; leaving it");
             self.shared.hurry.cancel();
             return;
         }
@@ -306,20 +337,30 @@ impl Orchestrator {
 }
 
 impl Shared {
-    /// Tries until it works, unless trying again cannot help or the service ends.
+    /// A container of this run and this mandelbox.
+    pub(crate) fn is_ours(&self, container: &Container, mandelbox: &Mandelbox) -> bool {
+        let label = |name: &str| container.labels.get(name).map(String::as_str);
+        label(LABEL_RUN) == Some(&self.run) && label(LABEL_MANDELBOX) == Some(mandelbox.id().as_str())
+    }
+
+    /// Tries until it works or the service ends.
     pub(crate) async fn persist<F>(&self, doing: &'static str, operation: impl Fn() -> F)
     where
         F: Future<Output = Result<(), PluginError>>,
     {
-        let mut pauses = Pauses::up_to(Duration::from_secs(30));
+        let mut pauses = Pauses::up_to(LONGEST_PAUSE);
         loop {
             let Err(error) = within(self.settings.pubsub.timeout, doing, operation()).await else { return };
             tracing::warn!(doing, error = %host_core::chain(&error), "the control plane could not be told");
-            if error.retry() == host_core::Retry::Never {
-                return;
-            }
+            let pause = async {
+                match error.retry() {
+                    Retry::Later => pauses.pause().await,
+                    // Somebody has to change something first.
+                    Retry::Never => sleep(LONGEST_PAUSE).await,
+                }
+            };
             tokio::select! {
-                () = pauses.pause() => {}
+                () = pause => {}
                 () = self.hurry.cancelled() => return,
             }
         }

@@ -3,15 +3,17 @@
 //! the one service that uses the directory.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
 use host_core::{ContainerName, InstanceName, MandelboxId, lifecycle::Stage};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use serde::{Deserialize, Serialize};
+
+use crate::files::own_directory;
 
 /// One mandelbox on paper. Nothing secret is in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +35,9 @@ pub struct Record {
 }
 
 const LOCK: &str = "lock";
+/// As root, never write through a link that somebody planted.
+#[allow(clippy::cast_possible_wrap, reason = "a flag of open(2), which takes an int")]
+const NOFOLLOW: i32 = OFlags::NOFOLLOW.bits() as i32;
 
 /// The directory of records, locked.
 #[derive(Debug)]
@@ -69,7 +74,7 @@ impl Records {
     /// See [`StateError`].
     pub fn open(state: &Path) -> Result<Self, StateError> {
         let io = |source| StateError::Io { dir: state.to_owned(), source };
-        DirBuilder::new().recursive(true).mode(0o755).create(state).map_err(io)?;
+        own_directory(state, 0o755).map_err(io)?;
         let lock = lock(state).map_err(io)?;
         let Some(mut lock) = lock else {
             let holder = fs::read_to_string(state.join(LOCK)).unwrap_or_default();
@@ -77,7 +82,7 @@ impl Records {
         };
         lock.set_len(0).and_then(|()| writeln!(lock, "pid {}", std::process::id())).map_err(io)?;
         let dir = state.join("mandelboxes");
-        DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(io)?;
+        own_directory(&dir, 0o700).map_err(io)?;
         Ok(Self { dir, _lock: lock })
     }
 
@@ -87,9 +92,17 @@ impl Records {
     /// The file system's.
     pub fn write(&self, record: &Record) -> io::Result<()> {
         let fresh = self.dir.join(format!(".{}", record.id));
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-        file.write_all(&serde_json::to_vec(record)?)?;
-        fs::rename(fresh, self.path(&record.id))
+        let written = (|| {
+            let mut options = OpenOptions::new();
+            options.write(true).create(true).truncate(true).mode(0o600).custom_flags(NOFOLLOW);
+            options.open(&fresh)?.write_all(&serde_json::to_vec(record)?)?;
+            fs::rename(&fresh, self.path(&record.id))
+        })();
+        if written.is_err() {
+            // The error that matters is the first one.
+            let _ = fs::remove_file(&fresh);
+        }
+        written
     }
 
     /// Removes a record. What is absent is fine.
@@ -103,23 +116,20 @@ impl Records {
         }
     }
 
-    /// Every record. One that cannot be read is told by its path and skipped: it must not keep the others hidden.
+    /// Every record, and the files that are none: cut short by a crash, or of another version.
     ///
     /// # Errors
     /// The directory cannot be read.
-    pub fn all(&self) -> io::Result<Vec<Record>> {
-        let mut records = Vec::new();
+    pub fn all(&self) -> io::Result<(Vec<Record>, Vec<PathBuf>)> {
+        let (mut records, mut unreadable) = (Vec::new(), Vec::new());
         for entry in fs::read_dir(&self.dir)? {
             let path = entry?.path();
-            if path.extension().is_none_or(|extension| extension != "json") {
-                continue;
-            }
-            match fs::read(&path).and_then(|text| Ok(serde_json::from_slice(&text)?)) {
-                Ok(record) => records.push(record),
-                Err(error) => tracing::warn!(path = %path.display(), %error, "a record cannot be read"),
+            match fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Record>(&text).ok()) {
+                Some(record) if self.path(&record.id) == path => records.push(record),
+                _ => unreadable.push(path),
             }
         }
-        Ok(records)
+        Ok((records, unreadable))
     }
 
     /// Removes the directories as far as nothing is in them, the lock last.
@@ -143,7 +153,7 @@ fn lock(state: &Path) -> io::Result<Option<File>> {
     let path = state.join(LOCK);
     loop {
         let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(NOFOLLOW).open(&path)?;
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Ok(None);
         }
@@ -178,7 +188,7 @@ mod tests {
         records.write(&Record { stage: Stage::Start, ..record("a") }).unwrap();
         drop(records);
         let records = Records::open(&state).unwrap();
-        assert_eq!(records.all().unwrap(), [Record { stage: Stage::Start, ..record("a") }]);
+        assert_eq!(records.all().unwrap().0, [Record { stage: Stage::Start, ..record("a") }]);
         records.remove(&"a".parse().unwrap()).unwrap();
         records.remove(&"a".parse().unwrap()).unwrap();
         records.close();
@@ -194,11 +204,24 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_record_hides_no_other() {
+    fn a_broken_record_hides_no_other_and_is_told() {
         let scratch = tempfile::tempdir().unwrap();
         let records = Records::open(scratch.path()).unwrap();
         records.write(&record("a")).unwrap();
-        fs::write(scratch.path().join("mandelboxes/b.json"), "{").unwrap();
-        assert_eq!(records.all().unwrap().len(), 1);
+        let broken = scratch.path().join("mandelboxes/b.json");
+        fs::write(&broken, "{").unwrap();
+        assert_eq!(records.all().unwrap(), (vec![record("a")], vec![broken]));
+    }
+
+    #[test]
+    fn a_planted_link_is_not_written_through() {
+        let scratch = tempfile::tempdir().unwrap();
+        let canary = scratch.path().join("canary");
+        fs::write(&canary, "untouched").unwrap();
+        let state = scratch.path().join("state");
+        fs::create_dir(&state).unwrap();
+        std::os::unix::fs::symlink(&canary, state.join(LOCK)).unwrap();
+        assert!(matches!(Records::open(&state), Err(StateError::Io { .. })));
+        assert_eq!(fs::read_to_string(&canary).unwrap(), "untouched");
     }
 }

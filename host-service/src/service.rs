@@ -8,7 +8,7 @@
 use std::{
     panic::AssertUnwindSafe,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -26,8 +26,8 @@ use host_core::{
     telemetry::Telemetry,
 };
 use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::{mpsc, watch},
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{Notify, mpsc, watch},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -74,20 +74,30 @@ pub async fn run(loaded: Loaded, options: RunOptions) -> anyhow::Result<()> {
     let telemetry = telemetry(&registry, &loaded).await?;
     telemetry.install(&loaded.settings.telemetry.filter).context("telemetry.filter")?;
     let flush = loaded.settings.telemetry.flush;
-    let served = AssertUnwindSafe(serve(&registry, loaded, options, &telemetry)).catch_unwind().await;
+    let registered = OnceLock::new();
+    let served = AssertUnwindSafe(serve(&registry, loaded, options, &telemetry, &registered)).catch_unwind().await;
     let result = served.unwrap_or_else(|_| Err(anyhow::anyhow!("the service panicked; its records tell where")));
     if let Err(error) = &result {
+        if let Some(shared) = registered.get() {
+            farewell(shared).await;
+        }
         tracing::error!(error = format!("{error:#}"), "the service ends by an error");
     }
     telemetry.flush(flush).await;
     result
 }
 
-async fn serve(registry: &Registry, loaded: Loaded, options: RunOptions, telemetry: &Dispatch) -> anyhow::Result<()> {
+async fn serve(
+    registry: &Registry,
+    loaded: Loaded,
+    options: RunOptions,
+    telemetry: &Dispatch,
+    registered: &OnceLock<Arc<Shared>>,
+) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let ground = Ground::open(&loaded.settings)?;
     let service = tokio::select! {
-        service = Service::build(registry, loaded, options, telemetry, &ground) => service?,
+        service = Service::build(registry, loaded, options, telemetry, &ground, registered) => service?,
         () = signals.next() => anyhow::bail!("stopped by a signal before the start was complete"),
     };
     match service {
@@ -100,23 +110,28 @@ async fn serve(registry: &Registry, loaded: Loaded, options: RunOptions, telemet
 struct Ground {
     root: Root,
     records: Arc<Records>,
-    certificate: PathBuf,
+    /// A certificate made by itself is worth nothing to anybody once the service is gone.
+    certificate: Option<PathBuf>,
 }
 
 impl Ground {
     fn open(settings: &Settings) -> anyhow::Result<Self> {
         let records = Arc::new(Records::open(&settings.paths.state)?);
         let owner = Owner { uid: settings.mandelbox.uid, gid: settings.mandelbox.gid };
-        let root = Root::open(&settings.paths.root, owner)
-            .with_context(|| format!("paths.root {} cannot be made", settings.paths.root.display()))?;
-        Ok(Self { root, records, certificate: settings.paths.state.join("tls") })
+        let root = Root::open(&settings.paths.root, owner).inspect_err(|_| records.close());
+        let root = root.with_context(|| format!("paths.root {} cannot be used", settings.paths.root.display()))?;
+        let generated = settings.http.certificate.is_none();
+        let certificate = generated.then(|| settings.paths.state.join("tls"));
+        Ok(Self { root, records, certificate })
     }
 }
 
 impl Drop for Ground {
     fn drop(&mut self) {
-        // A certificate made by itself is worth nothing to anybody once the service is gone; there may be none.
-        let _ = std::fs::remove_dir_all(&self.certificate);
+        if let Some(certificate) = &self.certificate {
+            // There is none where the start failed early.
+            let _ = std::fs::remove_dir_all(certificate);
+        }
         self.root.close();
         self.records.close();
     }
@@ -174,6 +189,7 @@ impl Service {
         options: RunOptions,
         telemetry: &Dispatch,
         ground: &Ground,
+        registered: &OnceLock<Arc<Shared>>,
     ) -> anyhow::Result<Option<Self>> {
         let started = Instant::now();
         let settings = Arc::new(loaded.settings.clone());
@@ -184,7 +200,7 @@ impl Service {
             build(&registry.gpus, "gpu", &settings.gpu.plugin, &loaded),
             build(&registry.pubsubs, "pubsub", &settings.pubsub.plugin, &loaded),
         )?;
-        clear_leftovers(runtime.as_ref(), records, root, &name, &settings, options).await?;
+        clear_leftovers(runtime.as_ref(), ground, &name, &settings, options).await?;
         let pools = pools(&settings);
         let gpus = monitor::look_at_gpus(&pools, gpu.as_ref(), settings.gpu.timeout).await.context("the GPUs")?;
         let facts = Arc::new(identity::facts(&loaded, capacity(&settings, &pools))?);
@@ -205,12 +221,16 @@ impl Service {
             metrics: Arc::new(Metrics::default()),
             seccomp: seccomp(&settings.mandelbox.seccomp)?,
             hurry: CancellationToken::new(),
+            settled: Notify::new(),
+            run: format!("{:016x}", rand::random::<u64>()),
             settings,
         });
         let host = host(&shared, drain_orders, condition.subscribe(), started);
         let servers = Servers::bind(&host, &shared).await?;
         let listening = servers.listening()?;
         condition.send_modify(|condition| condition.listening = Some(listening));
+        // From here on the control plane may believe that this host is active.
+        registered.get_or_init(|| shared.clone());
         if !register(&shared, &condition).await? {
             return Ok(None);
         }
@@ -308,13 +328,13 @@ async fn runtime(registry: &Registry, loaded: &Loaded) -> anyhow::Result<Arc<dyn
 
 async fn clear_leftovers(
     runtime: &dyn Runtime,
-    records: &Records,
-    root: &Root,
+    ground: &Ground,
     name: &InstanceName,
     settings: &Settings,
     options: RunOptions,
 ) -> anyhow::Result<()> {
     let limit = settings.mandelbox.timeouts.remove;
+    let Ground { root, records, .. } = ground;
     let leftovers = Leftovers::find(runtime, records, root, name, limit).await?;
     if leftovers.is_empty() {
         return Ok(());
@@ -325,7 +345,7 @@ async fn clear_leftovers(
          `host-service run --purge-leftovers`"
     );
     tracing::warn!(leftovers = %leftovers, "removing what an earlier host-service left");
-    Ok(leftovers.purge(runtime, records, root, limit).await?)
+    Ok(leftovers.purge(runtime, records.clone(), root.clone(), limit).await?)
 }
 
 /// The service's own ports are never leased, and the search begins anywhere, so that a restarted service does not
@@ -336,13 +356,15 @@ fn pools(settings: &Settings) -> Pools {
     let begin = rand::random_range(0..ports.len().max(1));
     ports.rotate_left(begin);
     warn_of_ephemeral_ports(settings);
-    Pools::new(
-        ports,
-        settings.mandelbox.port_quarantine,
-        settings.mandelbox.tty_range.numbers(),
-        settings.gpu.slots_per_gpu,
-        || tokio::time::Instant::now().into_std(),
-    )
+    let now = || tokio::time::Instant::now().into_std();
+    let mandelbox = &settings.mandelbox;
+    let pools =
+        Pools::new(ports, mandelbox.port_quarantine, mandelbox.tty_range.numbers(), settings.gpu.slots_per_gpu, now);
+    match mandelbox.capacity.map(u16::try_from) {
+        Some(Ok(capacity)) => pools.limited_to(capacity, now),
+        // More than there are ports or none given: no limit of its own.
+        Some(Err(_)) | None => pools,
+    }
 }
 
 fn warn_of_ephemeral_ports(settings: &Settings) {
@@ -417,6 +439,17 @@ async fn register(shared: &Shared, condition: &watch::Sender<Condition>) -> anyh
     }
 }
 
+/// After an end that was not in order: the control plane must send nobody here any more.
+async fn farewell(shared: &Shared) {
+    let name = &shared.facts.name;
+    let told = async {
+        if shared.board.is_empty() { shared.pubsub.unregister(name).await } else { shared.pubsub.mark_draining(name).await }
+    };
+    if let Err(error) = within(shared.settings.pubsub.timeout, "telling that this host ends", told).await {
+        tracing::warn!(error = %host_core::chain(&error), "the control plane may still believe in this host");
+    }
+}
+
 async fn unregister(shared: &Shared, cause: DrainCause) {
     let removal = shared.pubsub.unregister(&shared.facts.name);
     if let Err(error) = within(shared.settings.pubsub.timeout, "removing the instance's row", removal).await {
@@ -425,7 +458,7 @@ async fn unregister(shared: &Shared, cause: DrainCause) {
 }
 
 fn finish(shared: &Shared, cause: DrainCause) -> anyhow::Result<()> {
-    let left = shared.records.all()?;
+    let (left, _) = shared.records.all()?;
     anyhow::ensure!(left.is_empty(), "{} mandelboxes could not be taken down; see --purge-leftovers", left.len());
     tracing::info!(?cause, "nothing is left; the service ends");
     Ok(())
@@ -433,19 +466,25 @@ fn finish(shared: &Shared, cause: DrainCause) -> anyhow::Result<()> {
 
 /// The process's signals: each wakes [`Signals::next`] once.
 struct Signals {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
     fn new() -> anyhow::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
     }
 
     async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
         }
     }
 }

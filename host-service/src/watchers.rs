@@ -7,19 +7,21 @@ use futures::{StreamExt, stream::BoxStream};
 use host_core::{
     MandelboxId, PluginError, chain,
     lifecycle::Phase,
-    planner::LABEL_INSTANCE,
+    planner::LABEL_RUN,
     pubsub::DesiredState,
     runtime::{Container, ContainerEvent, ContainerId, RuntimeEvent, Selector},
 };
 use tokio::{
     sync::{mpsc, watch},
-    time::interval,
+    time::{interval, timeout},
 };
 
 use crate::{deadline::within, host::Condition, mandelbox::Board, orchestrator::Shared, retry::Pauses};
 
 /// A silent loss of events, which no engine should have, costs at most this.
 const LIST_EVERY: Duration = Duration::from_secs(30);
+/// A watch of the control plane that yields nothing for this long is made anew.
+const WATCH_ANEW: Duration = Duration::from_secs(60);
 /// Between tries to reach what does not answer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -39,10 +41,12 @@ pub(crate) async fn watch_pubsub(
     condition: watch::Sender<Condition>,
 ) {
     let mut pauses = Pauses::up_to(LONGEST_PAUSE);
-    loop {
+    'anew: loop {
         let error = match subscribe(&shared).await {
             Ok(mut states) => loop {
-                match states.next().await {
+                // A connection that says nothing may be a dead one: it is made anew, and with it the full state read.
+                let Ok(state) = timeout(WATCH_ANEW, states.next()).await else { continue 'anew };
+                match state {
                     Some(Ok(state)) => {
                         pauses.reset();
                         set_error(&condition, |c| &mut c.pubsub_error, None);
@@ -93,7 +97,7 @@ async fn hear_runtime(
     condition: &watch::Sender<Condition>,
     pauses: &mut Pauses,
 ) -> Result<(), PluginError> {
-    let selector = Selector::label(LABEL_INSTANCE, shared.facts.name.as_str());
+    let selector = Selector::label(LABEL_RUN, shared.run.as_str());
     let limit = shared.settings.mandelbox.timeouts.start;
     let mut events = within(limit, "subscribing to events", shared.runtime.events(&selector)).await?;
     let mut lists = interval(LIST_EVERY);

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 
 use host_core::{
-    ImageRef,
-    planner::{LABEL_INSTANCE, LABEL_MANDELBOX},
+    planner::{LABEL_INSTANCE, LABEL_MANDELBOX, LABEL_RUN},
     runtime::{ContainerSpec, Device, EnvValue, Mount, Network, PortMapping, Propagation, Security},
     secret::AesKey,
 };
 
-use super::Shared;
+use super::{Shared, spin_up::Ingredients};
 use crate::{
     files::{Files, MAPPINGS_INSIDE, SOCKETS_INSIDE},
     mandelbox::{Mandelbox, State},
@@ -19,13 +18,8 @@ use crate::{
 pub(super) const NO_GPU: &str = "-1";
 
 /// From the settings and what the mandelbox has leased.
-pub(super) fn spec(
-    shared: &Shared,
-    mandelbox: &Mandelbox,
-    image: &ImageRef,
-    key: &AesKey,
-    files: &Files,
-) -> ContainerSpec {
+pub(super) fn spec(shared: &Shared, mandelbox: &Mandelbox, ingredients: &Ingredients<'_>) -> ContainerSpec {
+    let Ingredients { files, image, key } = *ingredients;
     let settings = &shared.settings.mandelbox;
     let state = mandelbox.state();
     ContainerSpec {
@@ -77,7 +71,11 @@ fn environment(
 }
 
 fn labels(shared: &Shared, mandelbox: &Mandelbox) -> BTreeMap<String, String> {
-    [(LABEL_MANDELBOX, mandelbox.id().as_str()), (LABEL_INSTANCE, shared.facts.name.as_str())]
+    [
+        (LABEL_MANDELBOX, mandelbox.id().as_str()),
+        (LABEL_INSTANCE, shared.facts.name.as_str()),
+        (LABEL_RUN, shared.run.as_str()),
+    ]
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .into()
 }

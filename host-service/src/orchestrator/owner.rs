@@ -1,15 +1,17 @@
 //! The owner task of one mandelbox: from its row to the last trace of it.
 
-use std::{convert::Infallible, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt;
 use host_core::{
+    MandelboxId,
     lease::LeaseSet,
     lifecycle::{EndReason, Phase, Stage},
     pubsub::{MandelboxRow, MandelboxStatus},
 };
+use tokio::sync::Mutex;
 
-use super::{Shared, spin_up::spin_up, take_down::take_down};
+use super::{Shared, blocking, spin_up::spin_up, take_down::take_down};
 use crate::{
     files::Files,
     lobby::Seat,
@@ -21,7 +23,7 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Estate {
     pub leases: Option<LeaseSet>,
-    pub files: Option<Files>,
+    pub disk: Disk,
     pub seat: Option<Seat>,
     /// The row is this host's: it was claimed.
     pub claimed: bool,
@@ -29,19 +31,55 @@ pub(super) struct Estate {
     pub engine_asked: bool,
 }
 
-/// Spins it up, keeps it, takes it down. Returns its row unless the row could not even be claimed, so that it may be
-/// tried again.
-pub(super) async fn own(shared: Arc<Shared>, mandelbox: Arc<Mandelbox>) -> Option<MandelboxRow> {
+/// What a mandelbox has on disk. Work on it goes on when its future is dropped, so all of it goes through one lock:
+/// whoever removes waits for whoever still makes.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Disk(Arc<Mutex<Made>>);
+
+/// Noted by the work itself, on the thread that does it.
+#[derive(Debug, Default)]
+pub(super) struct Made {
+    pub record: bool,
+    pub files: Option<Files>,
+}
+
+impl Disk {
+    /// Does work after all earlier work.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Made) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let mut made = self.0.clone().lock_owned().await;
+        blocking(move || work(&mut made)).await
+    }
+}
+
+/// Spins it up, keeps it, takes it down. Returns its row unless it could not even be
+/// claimed, so that it may be tried again.
+pub(super) async fn own(shared: Arc<Shared>, mandelbox: Arc<Mandelbox>) -> Ended {
     let mut estate = Estate::default();
     let life = AssertUnwindSafe(live(&shared, &mandelbox, &mut estate)).catch_unwind().await;
     mandelbox.end(EndOrder { reason: life.unwrap_or(EndReason::Panicked), grace: None });
-    // A panic here would hand out leases that are still in use. Rather none of them ever returns.
     while AssertUnwindSafe(take_down(&shared, &mandelbox, &mut estate)).catch_unwind().await.is_err() {
         tracing::error!("taking a mandelbox down panicked; trying again");
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            () = shared.hurry.cancelled() => {
+                // Not to be handed out while something may still use them.
+                std::mem::forget(estate.leases.take());
+                break;
+            }
+        }
     }
-    shared.board.remove(mandelbox.id());
-    spent(&mandelbox, estate.claimed)
+    Ended { id: mandelbox.id().clone(), spent: spent(&mandelbox, estate.claimed) }
+}
+
+/// How an owner ended.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub id: MandelboxId,
+    /// Its row, when that is not to be planned again.
+    pub spent: Option<MandelboxRow>,
 }
 
 /// What is no longer to be planned: nothing where the row could not even be asked for, and all of it where it was ours.

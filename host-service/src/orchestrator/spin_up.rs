@@ -10,7 +10,10 @@ use std::{
     future::Future,
     io,
     net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -25,10 +28,14 @@ use host_core::{
 
 use secrecy::ExposeSecret;
 
-use super::{Shared, blocking, container, image, owner::Estate};
+use super::{
+    Shared, container, image,
+    owner::{Disk, Estate},
+    take_down::remove_own,
+};
 use crate::{
     deadline::within,
-    files::{Arrival, READY, READY_FOR_CLIENT},
+    files::{Arrival, Files, READY, READY_FOR_CLIENT},
     lobby::{Answer, StartupData},
     mandelbox::Mandelbox,
     records::Record,
@@ -43,13 +50,11 @@ pub(super) async fn spin_up(shared: &Shared, mandelbox: &Mandelbox, estate: &mut
     let begun = Instant::now();
     let spin_up = SpinUp { shared, mandelbox };
     tracing::info!(app = %mandelbox.app, user = %mandelbox.row.user, "spinning up");
-    let image = spin_up.claim_and_prepare(estate).await?;
+    let (image, files) = spin_up.claim_and_prepare(estate).await?;
     let key = AesKey::from_bytes(rand::random());
-    let application = spin_up.launch_and_deliver(estate, &image, &key).await?;
+    let application = spin_up.launch_and_deliver(estate, &files, &image, &key).await?;
     mandelbox.advance(Event::Delivered);
-    if shared.settings.mandelbox.wait_for_application {
-        spin_up.application(application).await?;
-    }
+    spin_up.application(application).await?;
     mandelbox.advance(Event::Ready);
     let reported = spin_up.report().await;
     if let Some(seat) = &mut estate.seat {
@@ -108,10 +113,10 @@ impl SpinUp<'_> {
         Ok(leases)
     }
 
-    /// The claim runs to its end whatever happens beside it: only a row that is ours can be removed, and only then
+    /// The claim runs to its end whatever fails beside it: only a row that is ours can be removed, and only then
     /// can its client be told.
-    async fn claim_and_prepare(&self, estate: &mut Estate) -> Result<ImageRef, EndReason> {
-        let Estate { claimed, seat, files, leases, .. } = estate;
+    async fn claim_and_prepare(&self, estate: &mut Estate) -> Result<(ImageRef, Files), EndReason> {
+        let Estate { claimed, seat, disk, leases, .. } = estate;
         let claim = self.stage(Stage::Claim, async {
             self.claim().await?;
             *claimed = true;
@@ -123,15 +128,14 @@ impl SpinUp<'_> {
         let prepare = async {
             let leases = leases.insert(self.lease()?);
             let prepare = self.stage(Stage::Prepare, async {
-                self.record(Stage::Prepare, Some(leases)).await?;
-                *files = Some(self.prepare().await?);
-                Ok::<_, StageError>(())
+                self.record(disk, Stage::Prepare, Some(leases)).await?;
+                self.prepare(disk).await
             });
             bounded(Stage::Prepare, self.shared.settings.mandelbox.timeouts.prepare, prepare).await
         };
         let (claimed, prepared) = tokio::join!(claim, async { tokio::try_join!(image, prepare) });
         claimed?;
-        prepared.map(|(image, ())| image)
+        prepared
     }
 
     /// Tries again while there is time: the row stays wanted, and its client waits.
@@ -141,7 +145,7 @@ impl SpinUp<'_> {
         let mut last = None;
         let claim = async {
             loop {
-                match self.shared.pubsub.claim(&self.shared.facts.name, self.mandelbox.id()).await {
+                match self.shared.pubsub.claim(&self.shared.facts.name, &self.mandelbox.row).await {
                     Ok(Claim::Won(_)) => return Ok(()),
                     Ok(Claim::Lost) => return Err(StageError::End(EndReason::ClaimLost)),
                     Err(error) => last = Some(chain(&error)),
@@ -155,13 +159,13 @@ impl SpinUp<'_> {
     }
 
     /// Makes the directory and everything in it that is known before the client comes.
-    async fn prepare(&self) -> io::Result<crate::files::Files> {
+    async fn prepare(&self, disk: &Disk) -> io::Result<Files> {
         let (root, id) = (self.shared.root.clone(), self.mandelbox.id().clone());
         let parameters = self.parameters();
-        blocking(move || {
-            let files = root.create(&id)?;
+        disk.run(move |made| {
+            let files = made.files.insert(root.create(&id)?);
             parameters.iter().try_for_each(|(name, content)| files.write(name, content.as_bytes()))?;
-            Ok(files)
+            Ok(files.clone())
         })
         .await
     }
@@ -186,106 +190,106 @@ impl SpinUp<'_> {
     async fn launch_and_deliver(
         &self,
         estate: &mut Estate,
+        files: &Files,
         image: &ImageRef,
         key: &AesKey,
     ) -> Result<Option<Arrival>, EndReason> {
-        let limits = &self.shared.settings.mandelbox.timeouts;
-        let Estate { leases, files, seat, engine_asked, .. } = estate;
-        let (Some(files), Some(seat)) = (files.as_ref(), seat.as_mut()) else {
-            return Err(EndReason::Panicked); // claim_and_prepare sets both
+        let settings = &self.shared.settings.mandelbox;
+        let Estate { leases, disk, seat, engine_asked, .. } = estate;
+        let Some(seat) = seat.as_mut() else {
+            return Err(EndReason::ClaimLost); // a claim that is won opens one
         };
         // Watched from before the application exists, so that its file cannot be missed.
-        let arrival = files.watch(READY_FOR_CLIENT);
+        let arrival = settings.wait_for_application.then(|| files.watch(READY_FOR_CLIENT));
+        let disk = &*disk;
         let launch = async {
-            self.launch(leases, files, engine_asked, image, key).await?;
+            *engine_asked = true;
+            self.launch(leases, disk, &Ingredients { files, image, key }).await?;
             self.mandelbox.advance(Event::Launched);
             Ok(())
         };
         let deliver = async {
-            let data = self.stage(Stage::Client, client(limits.client, seat.startup_data())).await?;
-            let handed_over = self.stage(Stage::Deliver, deliver(files, data));
-            bounded(Stage::Deliver, limits.prepare, handed_over).await
+            let data = self.stage(Stage::Client, client(settings.timeouts.client, seat.startup_data())).await?;
+            let handed_over = self.stage(Stage::Deliver, deliver(disk, files, data));
+            bounded(Stage::Deliver, settings.timeouts.prepare, handed_over).await
         };
         tokio::try_join!(launch, deliver)?;
-        if !self.shared.settings.mandelbox.wait_for_application {
-            return Ok(None);
-        }
-        let failed = |error: io::Error| EndReason::SpinUpFailed { stage: Stage::Application, error: error.to_string() };
-        arrival.map(Some).map_err(failed)
+        Ok(arrival)
     }
 
     async fn launch(
         &self,
         leases: &mut Option<LeaseSet>,
-        files: &crate::files::Files,
-        engine_asked: &mut bool,
-        image: &ImageRef,
-        key: &AesKey,
+        disk: &Disk,
+        ingredients: &Ingredients<'_>,
     ) -> Result<(), EndReason> {
         let mut tries = 1;
         loop {
-            let launched = self.launch_once(leases.as_ref(), files, engine_asked, image, key).await;
-            let Err(Launch::PortTaken(reason)) = launched else {
-                return launched.map_err(Launch::into_reason);
+            let failure = match self.launch_once(leases.as_ref(), disk, ingredients).await {
+                Ok(()) => return self.exited_already(),
+                Err(failure) => failure,
             };
-            if tries == LAUNCH_TRIES {
-                return Err(reason);
+            if !failure.port_taken || tries == LAUNCH_TRIES {
+                return Err(failure.reason);
             }
             tries += 1;
-            tracing::warn!(%reason, tries, "a leased port was taken by somebody else; trying others");
-            self.change_ports(leases, files).await?;
+            tracing::warn!(reason = %failure.reason, tries, "a leased port was taken by somebody else; trying others");
+            self.change_ports(leases, disk, ingredients.files).await?;
         }
+    }
+
+    /// An exit while the start was under way was kept until the start was known to have worked.
+    fn exited_already(&self) -> Result<(), EndReason> {
+        self.mandelbox.state().exited.map_or(Ok(()), |exit| Err(EndReason::Exited(exit)))
     }
 
     async fn launch_once(
         &self,
         leases: Option<&LeaseSet>,
-        files: &crate::files::Files,
-        engine_asked: &mut bool,
-        image: &ImageRef,
-        key: &AesKey,
-    ) -> Result<(), Launch> {
+        disk: &Disk,
+        ingredients: &Ingredients<'_>,
+    ) -> Result<(), LaunchFailure> {
         let limits = &self.shared.settings.mandelbox.timeouts;
         let runtime = &self.shared.runtime;
-        let mut port_taken = false;
-        let mut noted = |error: PluginError| {
-            port_taken |= error.kind() == ErrorKind::AddressInUse;
-            error
+        let port_taken = AtomicBool::new(false);
+        let noted = |error: PluginError| {
+            port_taken.store(error.kind() == ErrorKind::AddressInUse, Ordering::Relaxed);
+            StageError::from(error)
         };
-        *engine_asked = true;
-        let created = self.stage(Stage::Create, async {
-            self.record(Stage::Create, leases).await?;
-            let spec = container::spec(self.shared, self.mandelbox, image, key, files);
-            within(limits.create, "creating the container", runtime.create(&spec)).await.map_err(&mut noted)
-                .map_err(StageError::from)
-        });
-        let started = match created.await {
-            Err(reason) => Err(reason),
-            Ok(id) => {
-                self.mandelbox.update(|state| state.container = Some(id.clone()));
-                let started = self.stage(Stage::Start, async {
-                    self.record(Stage::Start, leases).await?;
-                    within(limits.start, "starting the container", runtime.start(&id.into())).await.map_err(&mut noted)
-                        .map_err(StageError::from)
-                });
-                started.await
-            }
+        let launched = async {
+            let created = self.stage(Stage::Create, async {
+                self.record(disk, Stage::Create, leases).await?;
+                let spec = container::spec(self.shared, self.mandelbox, ingredients);
+                within(limits.create, "creating the container", runtime.create(&spec)).await.map_err(noted)
+            });
+            let id = created.await?;
+            self.mandelbox.update(|state| state.container = Some(id.clone()));
+            let started = self.stage(Stage::Start, async {
+                self.record(disk, Stage::Start, leases).await?;
+                within(limits.start, "starting the container", runtime.start(&id.into())).await.map_err(noted)
+            });
+            started.await
         };
-        started.map_err(|reason| if port_taken { Launch::PortTaken(reason) } else { Launch::Failed(reason) })
+        let launched: Result<(), EndReason> = launched.await;
+        launched.map_err(|reason| LaunchFailure { reason, port_taken: port_taken.into_inner() })
     }
 
     /// Gives the ports back, once no container can use them any more, and leases others.
-    async fn change_ports(&self, leases: &mut Option<LeaseSet>, files: &crate::files::Files) -> Result<(), EndReason> {
-        let limits = &self.shared.settings.mandelbox.timeouts;
+    async fn change_ports(
+        &self,
+        leases: &mut Option<LeaseSet>,
+        disk: &Disk,
+        files: &Files,
+    ) -> Result<(), EndReason> {
         // Its removal is ours: the event must not end the mandelbox.
-        self.mandelbox.update(|state| state.container = None);
-        let container = self.mandelbox.container.clone().into();
-        let removal = self.shared.runtime.remove(&container);
-        self.stage(Stage::Create, within(limits.remove, "removing the container", removal)).await?;
+        let container = self.mandelbox.state().container;
+        self.mandelbox.update(|state| (state.container, state.exited) = (None, None));
+        let removal = remove_own(self.shared, self.mandelbox, container);
+        self.stage(Stage::Create, removal).await?;
         *leases = None;
         *leases = Some(self.lease()?);
         let (files, parameters) = (files.clone(), self.parameters());
-        let rewritten = blocking(move || {
+        let rewritten = disk.run(move |_| {
             parameters.iter().try_for_each(|(name, content)| files.write(name, content.as_bytes()))
         });
         self.stage(Stage::Prepare, rewritten).await
@@ -316,7 +320,7 @@ impl SpinUp<'_> {
         self.shared.pubsub.set_status(name, self.mandelbox.id(), MandelboxStatus::Running).await
     }
 
-    async fn record(&self, stage: Stage, leases: Option<&LeaseSet>) -> io::Result<()> {
+    async fn record(&self, disk: &Disk, stage: Stage, leases: Option<&LeaseSet>) -> io::Result<()> {
         let record = Record {
             id: self.mandelbox.id().clone(),
             instance: self.shared.facts.name.clone(),
@@ -327,24 +331,26 @@ impl SpinUp<'_> {
             gpu: leases.and_then(|set| set.gpu.as_ref()).map(|gpu| gpu.device().uuid.clone()),
         };
         let records = self.shared.records.clone();
-        blocking(move || records.write(&record)).await
+        let written = disk.run(move |made| {
+            made.record = true;
+            records.write(&record)
+        });
+        written.await
     }
+}
+
+/// What a container is made from, beside the settings and the leases.
+pub(super) struct Ingredients<'a> {
+    pub files: &'a Files,
+    pub image: &'a ImageRef,
+    pub key: &'a AesKey,
 }
 
 /// How a launch failed.
-enum Launch {
+struct LaunchFailure {
+    reason: EndReason,
     /// Other ports may work.
-    PortTaken(EndReason),
-    /// Nothing else will.
-    Failed(EndReason),
-}
-
-impl Launch {
-    fn into_reason(self) -> EndReason {
-        match self {
-            Self::PortTaken(reason) | Self::Failed(reason) => reason,
-        }
-    }
+    port_taken: bool,
 }
 
 /// How a stage ends a spin-up.
@@ -382,9 +388,9 @@ async fn client(limit: Duration, data: impl Future<Output = StartupData>) -> Res
 }
 
 /// Writes what the client sent, then the file that says that all is there.
-async fn deliver(files: &crate::files::Files, data: StartupData) -> io::Result<()> {
+async fn deliver(disk: &Disk, files: &Files, data: StartupData) -> io::Result<()> {
     let files = files.clone();
-    blocking(move || {
+    disk.run(move |_| {
         let given = [
             ("config.json", Some(&data.json)),
             ("cookies.json", data.cookies.as_ref()),

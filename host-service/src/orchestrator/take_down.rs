@@ -6,13 +6,22 @@
 
 use std::{future::Future, time::Duration};
 
+use futures::TryFutureExt;
 use host_core::{
     PluginError, chain,
     lifecycle::{EndReason, Event, Phase, Stage},
     pubsub::MandelboxStatus,
+    runtime::ContainerId,
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
 };
 
-use super::{Shared, blocking, owner::Estate};
+use super::{
+    Shared,
+    owner::{Disk, Estate, Made},
+};
 use crate::{
     deadline::within,
     lobby::Failure,
@@ -23,8 +32,13 @@ use crate::{
 /// Between tries to reach an engine that does not answer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// What an engine gets beyond the grace to report the end of a container.
+const KILL_MARGIN: Duration = Duration::from_secs(2);
+
 /// Takes everything down that `estate` holds.
 pub(super) async fn take_down(shared: &Shared, mandelbox: &Mandelbox, estate: &mut Estate) {
+    // Listened to from before the order is read, so that none is missed.
+    let orders = mandelbox.end_orders();
     let order = mandelbox.end_ordered().await;
     begin(shared, mandelbox, estate, &order.reason);
     let down = TakeDown { shared, mandelbox };
@@ -35,25 +49,53 @@ pub(super) async fn take_down(shared: &Shared, mandelbox: &Mandelbox, estate: &m
         }
     };
     let removed = async {
-        !estate.engine_asked || (down.stop(&order).await, down.remove_container().await).1
+        if !estate.engine_asked {
+            return true;
+        }
+        down.stop(&order, orders).await;
+        down.remove_container().await
     };
     let (removed, ()) = tokio::join!(removed, dying);
-    if !removed {
+    if removed {
+        estate.leases = None;
+        down.remove_files(&estate.disk).await;
+    } else {
         tracing::error!(container = %mandelbox.container, "the container could not be removed before the service ended");
         // Never to be handed out again while the container may live; the record tells the next service.
         std::mem::forget(estate.leases.take());
-        mandelbox.advance(Event::Removed);
-        return;
     }
-    down.remove_files().await;
-    estate.leases = None;
-    if has_row {
+    mandelbox.advance(Event::Removed);
+    shared.settled.notify_one();
+    if has_row && removed {
         let (name, id) = (&shared.facts.name, mandelbox.id());
         shared.persist("removing the row", || shared.pubsub.remove(name, id)).await;
     }
     estate.seat = None;
     tracing::info!(reason = order.reason.name(), "gone");
-    mandelbox.advance(Event::Removed);
+}
+
+/// Removes the mandelbox's container, and no other that has its name: by the engine's id where that is known, and
+/// else only when it bears our labels.
+pub(super) async fn remove_own(
+    shared: &Shared,
+    mandelbox: &Mandelbox,
+    container: Option<ContainerId>,
+) -> Result<(), PluginError> {
+    let limit = shared.settings.mandelbox.timeouts.remove;
+    let removal = async {
+        let container = match container {
+            Some(id) => Some(id),
+            None => {
+                let named = shared.runtime.inspect(&mandelbox.container.clone().into()).await?;
+                named.filter(|found| shared.is_ours(found, mandelbox)).map(|found| found.id)
+            }
+        };
+        match container {
+            Some(id) => shared.runtime.remove(&id.into()).await,
+            None => Ok(()),
+        }
+    };
+    within(limit, "removing the container", removal).await
 }
 
 /// Says why, and tells a client that still waits.
@@ -103,49 +145,57 @@ impl TakeDown<'_> {
 
     /// Gives the processes their grace, unless there is nothing left to be graceful to. A later order may cut the
     /// grace short; what is still there is killed by the removal.
-    async fn stop(&self, order: &EndOrder) {
-        if !order.reason.deserves_grace() {
+    async fn stop(&self, order: &EndOrder, mut orders: watch::Receiver<Option<EndOrder>>) {
+        let Some(container) = self.mandelbox.state().container.filter(|_| order.reason.deserves_grace()) else {
             return;
-        }
+        };
         let settings = &self.shared.settings.mandelbox;
-        let container = self.mandelbox.container.clone().into();
-        let mut orders = self.mandelbox.end_orders();
-        let mut grace = order.grace.unwrap_or(settings.stop_grace);
-        while !grace.is_zero() {
-            let stop = self.shared.runtime.stop(&container, grace);
+        let graced = |order: &EndOrder| Instant::now() + order.grace.unwrap_or(settings.stop_grace);
+        let grace = order.grace.unwrap_or(settings.stop_grace);
+        let mut until = graced(order);
+        let container = container.into();
+        let mut stop = std::pin::pin!(self.shared.runtime.stop(&container, grace));
+        loop {
             tokio::select! {
-                stopped = within(grace + settings.timeouts.stop, "stopping the container", stop) => {
+                stopped = &mut stop, if !grace.is_zero() => {
                     if let Err(error) = stopped {
                         tracing::warn!(error = %chain(&error), "the container could not be stopped; removing it");
                     }
                     return;
                 }
+                // The engine kills at the end of the grace; a moment more, and the removal does.
+                () = sleep_until(until + KILL_MARGIN) => return,
                 Ok(()) = orders.changed() => {
-                    grace = orders.borrow().as_ref().and_then(|order| order.grace).unwrap_or(grace);
+                    let sooner = orders.borrow_and_update().as_ref().map(graced);
+                    until = sooner.map_or(until, |sooner| sooner.min(until));
                 }
             }
         }
     }
 
     async fn remove_container(&self) -> bool {
-        let limit = self.shared.settings.mandelbox.timeouts.remove;
-        let container = self.mandelbox.container.clone().into();
         self.until_done("removing the container", || {
-            within(limit, "removing the container", self.shared.runtime.remove(&container))
+            remove_own(self.shared, self.mandelbox, self.mandelbox.state().container)
         })
         .await
     }
 
-    async fn remove_files(&self) {
+    async fn remove_files(&self, disk: &Disk) {
         self.until_done("removing the files", || {
-            let (root, records, id) =
-                (self.shared.root.clone(), self.shared.records.clone(), self.mandelbox.id().clone());
-            async move {
-                let removal = blocking(move || root.remove(&id).and_then(|()| records.remove(&id)));
-                removal.await.map_err(|error| {
-                    PluginError::new(host_core::ErrorKind::Internal, "the file system refused").with_source(error)
-                })
-            }
+            let (root, records) = (self.shared.root.clone(), self.shared.records.clone());
+            let id = self.mandelbox.id().clone();
+            let removal = disk.run(move |made| {
+                if made.files.is_some() {
+                    root.remove(&id)?;
+                }
+                if made.record {
+                    records.remove(&id)?;
+                }
+                Ok(*made = Made::default())
+            });
+            removal.map_err(|error| {
+                PluginError::new(host_core::ErrorKind::Internal, "the file system refused").with_source(error)
+            })
         })
         .await;
     }
@@ -157,7 +207,12 @@ impl TakeDown<'_> {
     {
         let mut pauses = Pauses::up_to(LONGEST_PAUSE);
         loop {
-            let Err(error) = operation().await else { return true };
+            let done = tokio::select! {
+                done = operation() => done,
+                // Whatever it waits for may never come; a disk that hangs finishes by itself or not at all.
+                () = self.shared.hurry.cancelled() => return false,
+            };
+            let Err(error) = done else { return true };
             tracing::warn!(doing, error = %chain(&error), "taking a mandelbox down is delayed");
             tokio::select! {
                 () = pauses.pause() => {}

@@ -10,6 +10,7 @@ use host_core::{
     lifecycle::Phase,
     planner::DrainCause,
     pubsub::{Allocation, Heartbeat, InstanceStatus, MandelboxStatus},
+    runtime::ContainerSpec,
 };
 use pubsub_memory::{Fault, MemoryPubSub, Operation};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -132,7 +133,7 @@ impl World {
         let pools = &self.shared.pools;
         assert_eq!((pools.ports.held(), pools.ttys.held(), pools.gpus.held()), (0, 0, 0), "leases are held");
         assert_eq!(self.shared.root.present().unwrap(), [], "directories are left");
-        assert_eq!(self.shared.records.all().unwrap(), [], "records are left");
+        assert_eq!(self.shared.records.all().unwrap(), (vec![], vec![]), "records are left");
         let name = &self.shared.facts.name;
         self.until("end of all rows", || self.pubsub.desired(name).mandelboxes.is_empty()).await;
     }
@@ -174,7 +175,30 @@ fn shared(scratch: &TempDir, settings: &[&str], sim: Arc<Sim>, pubsub: Arc<Memor
         metrics: Arc::default(),
         seccomp: host_core::runtime::Seccomp::Default,
         hurry: CancellationToken::new(),
+        settled: Notify::new(),
+        run: "simulation".to_owned(),
         settings,
+    }
+}
+
+/// A container that this service did not make.
+fn stranger() -> ContainerSpec {
+    ContainerSpec {
+        name: "stranger".parse().unwrap(),
+        image: "any/image:latest".parse().unwrap(),
+        command: vec![],
+        env: [].into(),
+        labels: [(LABEL_MANDELBOX.to_owned(), "m".to_owned())].into(),
+        terminal: false,
+        network: host_core::runtime::Network::Bridge,
+        ports: vec![],
+        mounts: vec![],
+        tmpfs: vec![],
+        shm_bytes: 0,
+        devices: vec![],
+        gpu: None,
+        security: Default::default(),
+        limits: Default::default(),
     }
 }
 
@@ -278,7 +302,7 @@ async fn leases_return_only_after_the_container_is_gone() {
     world.until("end of the process", || world.mandelbox("m").unwrap().is_ending()).await;
     tokio::time::sleep(Duration::from_secs(600)).await;
     assert_eq!(world.shared.pools.ports.held(), 3);
-    assert_eq!(world.shared.records.all().unwrap().len(), 1, "a later service would find it");
+    assert_eq!(world.shared.records.all().unwrap().0.len(), 1, "a later service would find it");
     world.script.relent();
     world.clean().await;
 }
@@ -441,8 +465,101 @@ async fn a_drain_over_a_dead_engine_ends_and_leaves_a_record() {
     world.script.go_down();
     world.host.drain(DrainOrder { cause: DrainCause::Signal, deadline: None, force: false });
     world.drained().await;
-    assert_eq!(world.shared.records.all().unwrap().len(), 1);
+    assert_eq!(world.shared.records.all().unwrap().0.len(), 1);
     assert_eq!(world.shared.pools.ports.held(), 3, "what may be in use is not given out again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_with_the_control_plane_away_waits_for_sessions_only() {
+    for session in [false, true] {
+        let mut world = World::new(&["drain.deadline=6h"]).await;
+        if session {
+            world.spin_up("m").await.unwrap();
+        }
+        for operation in [Operation::MarkDraining, Operation::SetStatus, Operation::Remove] {
+            world.pubsub.fault(operation, Fault::Refuse(ErrorKind::Unavailable));
+        }
+        world.host.drain(DrainOrder { cause: DrainCause::Signal, deadline: None, force: false });
+        world.until("drain", || world.host.condition().draining.is_some()).await;
+        let begun = Instant::now();
+        if session {
+            world.script.exit(&world.container("m"), 0);
+        }
+        world.drained().await;
+        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_strangers_container_of_the_same_name_is_left_alone() {
+    let world = World::new(&[]).await;
+    let mut spec = stranger();
+    spec.name = "browsers-chrome-m".parse().unwrap();
+    let theirs = world.shared.runtime.create(&spec).await.unwrap();
+    assert_eq!(world.spin_up("m").await.unwrap_err().status(), 500);
+    world.until("end of the mandelbox", || world.shared.board.is_empty()).await;
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    let left: Vec<_> = world.script.containers().into_iter().map(|container| container.id).collect();
+    assert_eq!(left, [theirs]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_strangers_directory_of_the_same_name_is_left_alone() {
+    let world = World::new(&[]).await;
+    let theirs = world.shared.root.of(&"m".parse().unwrap());
+    std::fs::create_dir(&theirs).unwrap();
+    std::fs::write(theirs.join("thesis"), "").unwrap();
+    assert!(world.spin_up("m").await.is_err());
+    world.until("end of the mandelbox", || world.shared.board.is_empty()).await;
+    assert!(theirs.join("thesis").exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_id_given_to_another_user_never_reaches_the_first_one() {
+    for claim_is_slow in [false, true] {
+        let world = World::new(&[]).await;
+        if claim_is_slow {
+            world.pubsub.fault(Operation::Claim, Fault::Hang);
+            world.allocate("m").await;
+            world.until("owner", || world.mandelbox("m").is_some()).await;
+        } else {
+            world.spin_up("m").await.unwrap();
+        }
+        // Both in one step, as a watch that collapses them shows it.
+        let id: MandelboxId = "m".parse().unwrap();
+        let (name, before) = world.pubsub.mandelbox(&id).unwrap();
+        let user = "another".parse().unwrap();
+        let (status, created_ms) = (MandelboxStatus::Allocated, before.created_ms + 1);
+        let anew = MandelboxRow { user, status, created_ms, ..before };
+        world.pubsub.put_mandelbox(&name, anew).unwrap();
+        world.pubsub.heal();
+        let first = world.mandelbox("m").unwrap();
+        world.until("end of the first", || matches!(first.state().phase, Phase::Gone(_))).await;
+        world.until("the second", || world.mandelbox("m").is_some_and(|m| m.row.user.as_str() == "another")).await;
+        assert!(timeout(LONG, world.ask("m")).await.unwrap().is_ok());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_removal_of_a_row_is_tried_again() {
+    let world = World::new(&[]).await;
+    world.spin_up("m").await.unwrap();
+    world.pubsub.fault_next(Operation::Remove, 1, Fault::Refuse(ErrorKind::Denied));
+    world.script.exit(&world.container("m"), 0);
+    world.clean().await;
+}
+
+/// Disk work goes on when its future is dropped; on real threads the removal could overtake it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_deleted_at_once_leave_nothing() {
+    let world = World::new(&[]).await;
+    for n in 0..300 {
+        let id = format!("m{n}");
+        world.allocate(&id).await;
+        tokio::time::sleep(Duration::from_micros(rand::random_range(0..600))).await;
+        world.pubsub.delete_mandelbox(&id.parse().unwrap());
+    }
+    world.clean().await;
 }
 
 #[tokio::test(start_paused = true)]
