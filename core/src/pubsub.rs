@@ -154,7 +154,7 @@ pub enum Registered {
 pub enum Claim {
     /// This caller, and no other, moved the row from `ALLOCATED` to `CONNECTING`.
     Won(MandelboxRow),
-    /// The row is gone, is another host's, or was not `ALLOCATED`.
+    /// The row is gone, is another host's or another allocation, or was not `ALLOCATED`.
     Lost,
 }
 

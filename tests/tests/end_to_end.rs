@@ -401,6 +401,37 @@ async fn a_restarted_development_host_remembers_its_rows() -> Result<()> {
     service.end_cleanly().await
 }
 
+#[tokio::test]
+async fn the_drain_command_ends_the_service() -> Result<()> {
+    let engine = Engine::shared().await?;
+    let mut service = Service::on(&engine).set("drain.deadline=5m").start().await?;
+    service.spin_up("session").await?;
+    let drain = service.cli(&["drain", "--deadline", "0s", "--force"])?;
+    ensure!(drain.status.success(), "{}", String::from_utf8_lossy(&drain.stderr));
+    ensure!(service.ended().await?.success(), "{}", service.log());
+    assert_eq!(service.cli(&["status"])?.status.code(), Some(69), "no service at the socket");
+    engine.assert_none_labelled(&service.label()).await
+}
+
+#[tokio::test]
+async fn a_thousand_requests_at_once_harm_nobody() -> Result<()> {
+    let engine = Engine::shared().await?;
+    let service = Service::on(&engine).set("mandelbox.allocate_on_request=false").start().await?;
+    let allocated = service.cli(&["mandelbox", "allocate", "test/mandelbox", "--id", "wanted"])?;
+    ensure!(allocated.status.success());
+    let strangers = join_all((0..1000).map(|n| {
+        let body = json!({"mandelbox_id": format!("../{n}"), "json_data": "{"});
+        let service = &service;
+        async move { service.put(&body).await }
+    }));
+    let (wanted, strangers) = tokio::join!(service.spin_up("wanted"), strangers);
+    wanted?;
+    for answer in strangers {
+        assert_eq!(answer?.status, 400);
+    }
+    service.end_cleanly().await
+}
+
 /// Tests that do to their engine what nobody else could bear.
 mod scratch {
     use super::*;
