@@ -61,10 +61,7 @@ impl Seated {
     }
 
     /// A request that comes now.
-    pub(super) fn join(
-        &mut self,
-        request: ClientRequest,
-    ) -> Result<watch::Receiver<Progress>, Failure> {
+    pub(super) fn join(&mut self, request: ClientRequest) -> Result<watch::Receiver<Progress>, Failure> {
         if !may(request.subject.as_ref(), &self.user) {
             return Err(Failure::Forbidden);
         }
@@ -76,9 +73,7 @@ impl Seated {
                 self.wake.notify_one();
                 Ok(receiver)
             }
-            Step::Taken { digest, progress, .. } if same(digest, &request.digest) => {
-                Ok(progress.subscribe())
-            }
+            Step::Taken { digest, progress, .. } if same(digest, &request.digest) => Ok(progress.subscribe()),
             Step::Answered { again: Some(again) } if same(&again.digest, &request.digest) => {
                 Ok(watch::channel(Progress::Answered(Ok(again.answer.clone()))).1)
             }

@@ -345,7 +345,11 @@ async fn a_closed_lobby_takes_nobody_who_has_no_mandelbox_yet() {
     assert_eq!(refused(lobby.join(request("m", Some("ann"), 1))), "draining");
     let late = lobby.join(request("v", Some("ann"), 1)).unwrap();
     claimed.answer(answer(2000));
-    assert_eq!(told(late).await, "2000", "a mandelbox that is claimed already still takes its client");
+    assert_eq!(
+        told(late).await,
+        "2000",
+        "a mandelbox that is claimed already still takes its client"
+    );
     seat.answer(answer(1000));
     assert_eq!(
         told(delivered).await,
