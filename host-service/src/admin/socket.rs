@@ -138,7 +138,7 @@ fn clear(path: &Path) -> Result<(), BindError> {
 }
 
 /// Whether somebody listens, without waiting for a place in the queue.
-pub(super) fn probe(path: &Path) -> Result<(), Errno> {
+fn probe(path: &Path) -> Result<(), Errno> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     connect(&socket, &SocketAddrUnix::new(path)?)
@@ -194,3 +194,6 @@ fn group_id(name: &str, groups: &Path) -> Result<u32, BindError> {
         .find_map(id)
         .ok_or_else(|| BindError::UnknownGroup(name.to_owned()))
 }
+
+#[cfg(test)]
+mod tests;

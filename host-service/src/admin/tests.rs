@@ -1,200 +1,31 @@
 //! The admin API on a real socket, over a host whose engine and control plane are in memory. There is no
 //! orchestrator here: the tests play it.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    os::unix::fs::{MetadataExt, PermissionsExt},
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
-use futures::StreamExt;
-use host_config::{Profile, Sources};
+use host_config::Profile;
 use host_core::{
-    AppName, MandelboxId,
-    lease::Pools,
     lifecycle::{EndReason, Event},
     planner::DrainCause,
-    pubsub::{Heartbeat, InstanceFacts, MandelboxRow, MandelboxStatus, PubSub},
-    runtime::{ContainerSpec, Limits as ContainerLimits, Mount, Network, Propagation, Runtime, Security},
+    pubsub::MandelboxStatus,
+    runtime::{Mount, Propagation, Runtime},
     secret::AesKey,
 };
-use pubsub_memory::MemoryPubSub;
-use runtime_sim::Sim;
 use secrecy::ExposeSecret;
-use tempfile::TempDir;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::UnixStream,
-    sync::{mpsc, watch},
-    task::JoinSet,
-};
 
 use super::{
-    views::{AllocateRequest, DrainRequest, ErrorView, LogsQuery, SpinUpRequest, StopRequest, UsageView},
-    *,
+    body,
+    views::{AllocateRequest, DrainRequest, LogsQuery, SpinUpRequest, StopRequest, UsageView},
 };
 use crate::{
-    client::{Client, ClientError},
-    host::{Condition, DrainOrder, Parts},
-    lobby::{Answer, Failure, Lobby, LobbyLimits},
-    mandelbox::{Board, Mandelbox},
+    client::ClientError,
+    host::DrainOrder,
+    lobby::{Answer, Failure},
 };
 
-/// Ends a test that waits for what never comes.
-const LONG: Duration = Duration::from_secs(30);
+mod world;
 
-struct World {
-    host: Host,
-    board: Arc<Board>,
-    runtime: Arc<Sim>,
-    pubsub: Arc<MemoryPubSub>,
-    drains: mpsc::UnboundedReceiver<DrainOrder>,
-    condition: watch::Sender<Condition>,
-    client: Client,
-    socket: PathBuf,
-    stop: CancellationToken,
-    server: JoinSet<()>,
-    scratch: TempDir,
-}
-
-impl World {
-    async fn new(profile: Profile) -> Self {
-        let scratch = tempfile::tempdir().unwrap();
-        let socket = scratch.path().join("run/admin.sock");
-        let set = [
-            format!("admin.socket={}", socket.display()),
-            "runtime.plugin=sim".to_owned(),
-        ]
-        .to_vec();
-        let sources = Sources {
-            system_dir: scratch.path().join("etc"),
-            set,
-            ..Sources::default()
-        };
-        let settings = Arc::new(host_config::load(&sources).unwrap().settings);
-        let runtime = Arc::new(Sim::new(runtime_sim::Config::default()));
-        let pubsub = Arc::new(MemoryPubSub::new());
-        let (board, (condition, seen)) = (Arc::new(Board::default()), watch::channel(Condition::default()));
-        let (drain_orders, drains) = mpsc::unbounded_channel();
-        let host = Host::new(Parts {
-            settings: settings.clone(),
-            profile,
-            facts: Arc::new(facts()),
-            runtime: runtime.clone(),
-            pubsub: pubsub.clone(),
-            pools: Pools::new(20_000..20_009, Duration::ZERO, 10..12, 3, Instant::now),
-            lobby: Lobby::new(LobbyLimits {
-                max_waiting: 1,
-                wait: LONG,
-                answer_again: LONG,
-            }),
-            board: board.clone(),
-            drains: drain_orders,
-            condition: seen,
-            started: Instant::now(),
-        });
-        pubsub.register(&facts(), &Heartbeat::default()).await.unwrap();
-        let stop = CancellationToken::new();
-        let mut server = JoinSet::new();
-        server.spawn(
-            AdminServer::bind(&settings.admin)
-                .unwrap()
-                .run(host.clone(), stop.clone()),
-        );
-        Self {
-            client: Client::new(&socket),
-            host,
-            board,
-            runtime,
-            pubsub,
-            drains,
-            condition,
-            socket,
-            stop,
-            server,
-            scratch,
-        }
-    }
-
-    fn add(&self, id: &str) -> Arc<Mandelbox> {
-        let row = MandelboxRow {
-            id: id.parse().unwrap(),
-            user: "somebody".parse().unwrap(),
-            session: "session".parse().unwrap(),
-            app: None,
-            status: MandelboxStatus::Allocated,
-            created_ms: 0,
-        };
-        let mandelbox = Mandelbox::new(row, app());
-        self.board.add(mandelbox.clone());
-        mandelbox
-    }
-
-    /// As the control plane's event brings it.
-    async fn allocated(&self) -> MandelboxRow {
-        let mut states = self.pubsub.watch(&facts().name).await.unwrap();
-        while let Some(state) = states.next().await {
-            if let Some(row) = state.unwrap().mandelboxes.into_iter().next() {
-                return row;
-            }
-        }
-        panic!("the control plane ended");
-    }
-
-    /// Status line and body of the answer to a request written by hand.
-    async fn raw(&self, request: &str) -> (String, ErrorView) {
-        let mut stream = UnixStream::connect(&self.socket).await.unwrap();
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).await.unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        (
-            head.lines().next().unwrap().to_owned(),
-            serde_json::from_str(body).unwrap(),
-        )
-    }
-
-    async fn end(mut self) {
-        self.stop.cancel();
-        tokio::time::timeout(LONG, self.server.join_next())
-            .await
-            .unwrap()
-            .unwrap()
-            .unwrap();
-        assert!(!self.socket.exists(), "the socket stays");
-    }
-}
-
-fn facts() -> InstanceFacts {
-    InstanceFacts {
-        name: "host".parse().unwrap(),
-        cloud_id: "i-0".into(),
-        image_id: "ami-0".into(),
-        region: "local".into(),
-        instance_type: "laptop".into(),
-        ip: "127.0.0.1".into(),
-        commit: "0".into(),
-        capacity: 3,
-    }
-}
-
-fn app() -> AppName {
-    "browsers/chrome".parse().unwrap()
-}
-
-fn id(text: &str) -> MandelboxId {
-    text.parse().unwrap()
-}
-
-fn refused<T: std::fmt::Debug>(result: Result<T, ClientError>) -> String {
-    match result {
-        Err(ClientError::Refused(view)) => view.code,
-        other => panic!("not refused: {other:?}"),
-    }
-}
+use world::{LONG, World, app, container, id, refused};
 
 #[tokio::test]
 async fn the_status_is_the_hosts() {
@@ -454,94 +285,4 @@ async fn a_followed_log_does_not_keep_the_service_alive() {
         .await
         .unwrap();
     while let Ok(Some(_)) = logs.next().await {}
-}
-
-fn container(mandelbox: &Mandelbox, mappings: Mount) -> ContainerSpec {
-    ContainerSpec {
-        name: mandelbox.container.clone(),
-        image: "browsers/chrome:current-build".parse().unwrap(),
-        command: Vec::new(),
-        env: BTreeMap::new(),
-        labels: BTreeMap::new(),
-        terminal: false,
-        network: Network::None,
-        ports: Vec::new(),
-        mounts: vec![mappings],
-        tmpfs: Vec::new(),
-        shm_bytes: 0,
-        devices: Vec::new(),
-        gpu: None,
-        security: Security::default(),
-        limits: ContainerLimits::default(),
-    }
-}
-
-#[tokio::test]
-async fn nobody_else_may_use_the_socket() {
-    let scratch = tempfile::tempdir().unwrap();
-    let socket = scratch.path().join("made/for/it/admin.sock");
-    let group = rustix::process::getegid().as_raw();
-    let settings = AdminSettings {
-        socket: socket.clone(),
-        group: Some(group.to_string()),
-    };
-    let server = AdminServer::bind(&settings).unwrap();
-    let found = fs::metadata(&socket).unwrap();
-    assert_eq!((found.mode() & 0o7777, found.gid()), (0o660, group));
-    let parent = fs::metadata(socket.parent().unwrap()).unwrap();
-    assert_eq!(parent.permissions().mode() & 0o7777, 0o755);
-    let names = |path: &std::path::Path| fs::read_dir(path).unwrap().count();
-    assert_eq!(names(socket.parent().unwrap()), 1, "only the socket itself stays");
-    drop(server);
-    assert!(!socket.exists());
-}
-
-#[tokio::test]
-async fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
-    let scratch = tempfile::tempdir().unwrap();
-    let settings = AdminSettings {
-        socket: scratch.path().join("s"),
-        group: None,
-    };
-    drop(std::os::unix::net::UnixListener::bind(&settings.socket).unwrap());
-    let first = AdminServer::bind(&settings).unwrap();
-    let refused = || {
-        let error = AdminServer::bind(&settings).unwrap_err();
-        assert!(matches!(error, BindError::InUse(_)), "{error}");
-    };
-    refused();
-    // Nobody accepts: what knocks stays in the queue until that is full.
-    while socket::probe(&settings.socket).is_ok() {}
-    refused();
-    let moved = scratch.path().join("moved");
-    fs::rename(&settings.socket, &moved).unwrap();
-    fs::write(&settings.socket, "precious").unwrap();
-    let error = AdminServer::bind(&settings).unwrap_err();
-    assert!(matches!(error, BindError::NotASocket(_)), "{error}");
-    drop(first);
-    assert!(settings.socket.exists(), "what is not ours stays");
-}
-
-#[tokio::test]
-async fn a_path_that_no_client_could_use_is_told() {
-    let settings = AdminSettings {
-        socket: PathBuf::from(format!("/{}", "x".repeat(107))),
-        group: None,
-    };
-    let error = AdminServer::bind(&settings).unwrap_err();
-    assert!(matches!(error, BindError::TooLong(_)), "{error}");
-}
-
-#[tokio::test]
-async fn an_unknown_group_is_told() {
-    let scratch = tempfile::tempdir().unwrap();
-    let settings = AdminSettings {
-        socket: scratch.path().join("s"),
-        group: Some("no-such-group".into()),
-    };
-    let error = AdminServer::bind(&settings).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "admin.group: this host has no group \"no-such-group\""
-    );
 }
