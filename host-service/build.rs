@@ -1,10 +1,7 @@
 //! Tells the crate which commit it is built from: `HOST_SERVICE_COMMIT` where it is set (a build from a tarball),
 //! else what git's own files say, else `unknown`. Runs again only when one of these changes.
 
-#![allow(
-    clippy::print_stdout,
-    reason = "a build script speaks to cargo on its standard output"
-)]
+#![allow(clippy::print_stdout, reason = "a build script speaks to cargo on its standard output")]
 
 use std::{
     env, fs,
@@ -40,9 +37,7 @@ fn from_git() -> Option<String> {
 /// Where a line is `<commit> <name>`.
 fn packed(refs: &str, name: &str) -> Option<String> {
     let mut lines = refs.lines().filter_map(|line| line.split_once(' '));
-    lines
-        .find(|(_, branch)| *branch == name)
-        .map(|(commit, _)| commit.to_owned())
+    lines.find(|(_, branch)| *branch == name).map(|(commit, _)| commit.to_owned())
 }
 
 /// `.git` of a repository: a directory, or in a linked worktree a file that names it.

@@ -51,28 +51,17 @@ pub(crate) fn sections(tree: &Dict, defaults: &Dict, kind: &str) -> Vec<String> 
     let section = |(name, value): &(&String, &Value)| {
         value.as_dict().is_some() && !ours.is_some_and(|ours| ours.contains_key(*name))
     };
-    tree::table(tree, &kind)
-        .into_iter()
-        .flatten()
-        .filter(section)
-        .map(|(name, _)| name.clone())
-        .collect()
+    tree::table(tree, &kind).into_iter().flatten().filter(section).map(|(name, _)| name.clone()).collect()
 }
 
 fn describe(kind: &Kind, key: &Key, layer: &Layer, defaults: &Dict) -> ConfigError {
     let name = layer.name(key);
     let origin = layer.origin(key);
     match (kind, origin) {
-        (Kind::UnknownField(_, expected), Some(origin)) => ConfigError::UnknownKey {
-            key: name,
-            hint: hint(key, expected, layer, defaults),
-            origin,
-        },
-        (_, origin) => ConfigError::Invalid {
-            key: name,
-            message: message(kind, mask::hides(key)),
-            origin,
-        },
+        (Kind::UnknownField(_, expected), Some(origin)) => {
+            ConfigError::UnknownKey { key: name, hint: hint(key, expected, layer, defaults), origin }
+        }
+        (_, origin) => ConfigError::Invalid { key: name, message: message(kind, mask::hides(key)), origin },
     }
 }
 
@@ -103,11 +92,7 @@ fn hint(key: &Key, expected: &[&str], layer: &Layer, defaults: &Dict) -> String 
 
 fn message(kind: &Kind, secret: bool) -> String {
     let found = |actual: &Actual| {
-        if secret {
-            String::new()
-        } else {
-            format!(", found {}", actually(actual))
-        }
+        if secret { String::new() } else { format!(", found {}", actually(actual)) }
     };
     match kind {
         Kind::InvalidType(actual, wanted) | Kind::InvalidValue(actual, wanted) => {

@@ -37,11 +37,7 @@ pub(crate) fn parse(text: &str) -> Result<Document, Fault> {
         let at = error.span().map_or(0, |span| span.start);
         fault(text, at, error.message().to_owned())
     })?;
-    let mut reader = Reader {
-        text,
-        lines: Lines::of(text),
-        document: Document::default(),
-    };
+    let mut reader = Reader { text, lines: Lines::of(text), document: Document::default() };
     reader.document.tree = reader.table(table.into_inner(), &Key::default())?;
     Ok(reader.document)
 }
@@ -53,11 +49,7 @@ pub(crate) fn parse_value(text: &str) -> Option<Value> {
     if value.get_ref().is_datetime() {
         return None;
     }
-    let mut reader = Reader {
-        text,
-        lines: Lines::of(text),
-        document: Document::default(),
-    };
+    let mut reader = Reader { text, lines: Lines::of(text), document: Document::default() };
     reader.value(value, &Key::default()).ok()
 }
 
@@ -180,10 +172,7 @@ mod tests {
         let large = fault("ä = 1.0\n\"ü\" = 99999999999999999999");
         assert_eq!(large.line, 1, "ä needs quotes: {large:?}");
         let large = fault("\"ü\" = 99999999999999999999");
-        assert_eq!(
-            (large.line, large.column, large.message.as_str()),
-            (1, 7, "number too large")
-        );
+        assert_eq!((large.line, large.column, large.message.as_str()), (1, 7, "number too large"));
         assert_eq!(fault("a = nan").message, "not a finite number");
     }
 
@@ -191,10 +180,7 @@ mod tests {
     fn depth_has_an_end() {
         let deep = |depth: usize| format!("{}a = 1", "a.".repeat(depth - 1));
         assert!(parse(&deep(DEEPEST)).is_ok());
-        assert_eq!(
-            parse(&deep(DEEPEST + 1)).map(drop).unwrap_err().message,
-            "nested too deeply"
-        );
+        assert_eq!(parse(&deep(DEEPEST + 1)).map(drop).unwrap_err().message, "nested too deeply");
         let lists = format!("a = {}{}", "[".repeat(DEEPEST + 1), "]".repeat(DEEPEST + 1));
         assert!(parse(&lists).is_err());
     }
@@ -206,17 +192,7 @@ mod tests {
         assert_eq!(parse_value("\"12\""), Some("12".into()));
         assert!(matches!(parse_value("[1, 2]"), Some(Value::Array(..))));
         assert!(matches!(parse_value("{a = 1}"), Some(Value::Dict(..))));
-        for text in [
-            "",
-            "sim",
-            "10s",
-            "127.0.0.1:4678",
-            "[::]:4678",
-            "2024-01-01",
-            "inf",
-            "nan",
-            "a b",
-        ] {
+        for text in ["", "sim", "10s", "127.0.0.1:4678", "[::]:4678", "2024-01-01", "inf", "nan", "a b"] {
             assert_eq!(parse_value(text), None, "{text:?} is a text");
         }
     }

@@ -98,11 +98,7 @@ impl ConfigErrors {
     /// # Errors
     /// All of `found`.
     pub fn check(found: Vec<ConfigError>) -> Result<(), Self> {
-        if found.is_empty() {
-            Ok(())
-        } else {
-            Err(Self(found))
-        }
+        if found.is_empty() { Ok(()) } else { Err(Self(found)) }
     }
 
     /// Each, in the order of the layers.

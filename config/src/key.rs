@@ -59,10 +59,7 @@ impl fmt::Display for Key {
 }
 
 fn is_bare(part: &str) -> bool {
-    !part.is_empty()
-        && part
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b))
+    !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b))
 }
 
 /// The candidate that `name` was probably meant to be: a few letters wrong, swapped, missing or too many.

@@ -23,37 +23,22 @@ enum Place {
     /// One value, as its user wrote it: whether it is a number or a text depends on what is asked for.
     Single { origin: Origin, key: Key, raw: String },
     /// A file, with the line of every key.
-    File {
-        path: PathBuf,
-        lines: BTreeMap<Key, usize>,
-    },
+    File { path: PathBuf, lines: BTreeMap<Key, usize> },
 }
 
 impl Layer {
     pub(crate) fn built(document: Document, origin: Origin) -> Self {
-        Self {
-            tree: document.tree,
-            place: Place::Built(origin),
-        }
+        Self { tree: document.tree, place: Place::Built(origin) }
     }
 
     pub(crate) fn file(document: Document, path: PathBuf) -> Self {
-        Self {
-            tree: document.tree,
-            place: Place::File {
-                path,
-                lines: document.lines,
-            },
-        }
+        Self { tree: document.tree, place: Place::File { path, lines: document.lines } }
     }
 
     pub(crate) fn single(key: Key, value: Value, raw: String, origin: Origin) -> Self {
         let mut tree = Dict::new();
         tree::put(&mut tree, &key, value);
-        Self {
-            tree,
-            place: Place::Single { origin, key, raw },
-        }
+        Self { tree, place: Place::Single { origin, key, raw } }
     }
 
     /// Where this layer says something about `key`, itself or a table above it; `None` when it does not.
@@ -61,10 +46,7 @@ impl Layer {
         tree::get(&self.tree, key)?;
         Some(match &self.place {
             Place::Built(origin) | Place::Single { origin, .. } => origin.clone(),
-            Place::File { path, lines } => Origin::File {
-                path: path.clone(),
-                line: *lines.get(key)?,
-            },
+            Place::File { path, lines } => Origin::File { path: path.clone(), line: *lines.get(key)? },
         })
     }
 
@@ -112,9 +94,5 @@ impl Provider for Layer {
 pub(crate) fn merge<'a>(layers: impl IntoIterator<Item = &'a Layer>) -> Dict {
     let figment = layers.into_iter().fold(Figment::new(), Figment::merge);
     // It fails only when a layer's `data` does.
-    figment
-        .find_value("")
-        .ok()
-        .and_then(Value::into_dict)
-        .unwrap_or_default()
+    figment.find_value("").ok().and_then(Value::into_dict).unwrap_or_default()
 }

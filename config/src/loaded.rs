@@ -70,23 +70,15 @@ impl Loaded {
         defaults: Layer,
         mut layers: Vec<Layer>,
     ) -> Result<(Self, Vec<ConfigError>), ConfigErrors> {
-        let mut errors: Vec<ConfigError> = layers
-            .iter_mut()
-            .flat_map(|layer| check::check(layer, &defaults))
-            .collect();
+        let mut errors: Vec<ConfigError> =
+            layers.iter_mut().flat_map(|layer| check::check(layer, &defaults)).collect();
         let tree = layer::merge(std::iter::once(&defaults).chain(&layers));
         let mut settings = match check::settings(&tree, &defaults.tree) {
             Ok(settings) => settings,
             Err(error) => return Err(ConfigErrors::new(errors, unmerged(*error))),
         };
         settings.mandelbox.image = settings.mandelbox.image.resolved(profile);
-        let loaded = Self {
-            settings,
-            profile,
-            tree,
-            defaults,
-            layers,
-        };
+        let loaded = Self { settings, profile, tree, defaults, layers };
         errors.extend(rules::check(&loaded, &errors));
         Ok((loaded, errors))
     }
@@ -135,10 +127,8 @@ impl Loaded {
         let path = parts(&error.path).unwrap_or_default();
         let mut key = Key([section.0, path.0].concat());
         let Some((field, known)) = unknown_field(&error.message) else {
-            return self.error_at(
-                &self.name(&key),
-                format!("{}{}", error.message, self.quoting(&key, error)),
-            );
+            return self
+                .error_at(&self.name(&key), format!("{}{}", error.message, self.quoting(&key, error)));
         };
         if key.last() != field {
             key = key.child(field);
@@ -158,16 +148,10 @@ impl Loaded {
     /// Where the last layer to say anything about `key` says it; for a key that nobody says anything about, the
     /// table that it would be in.
     pub(crate) fn place(&self, key: &Key) -> Option<Place> {
-        let nearest_first = (1..=key.0.len())
-            .rev()
-            .map(|length| Key(key.0[..length].to_vec()));
+        let nearest_first = (1..=key.0.len()).rev().map(|length| Key(key.0[..length].to_vec()));
         nearest_first.into_iter().find_map(|said| {
             self.layers().find_map(|(height, layer)| {
-                Some(Place {
-                    height,
-                    origin: layer.origin(&said)?,
-                    name: layer.name(key),
-                })
+                Some(Place { height, origin: layer.origin(&said)?, name: layer.name(key) })
             })
         })
     }
@@ -179,8 +163,7 @@ impl Loaded {
     }
 
     fn name(&self, key: &Key) -> String {
-        self.place(key)
-            .map_or_else(|| key.to_string(), |place| place.name)
+        self.place(key).map_or_else(|| key.to_string(), |place| place.name)
     }
 
     /// `message` about the value of `key`, which may quote it, without its secrets.
@@ -210,11 +193,7 @@ impl Loaded {
 }
 
 fn unmerged(error: figment::Error) -> ConfigError {
-    ConfigError::Invalid {
-        key: Key(error.path).to_string(),
-        origin: None,
-        message: error.kind.to_string(),
-    }
+    ConfigError::Invalid { key: Key(error.path).to_string(), origin: None, message: error.kind.to_string() }
 }
 
 /// `a.b[0].c`, as errors write keys.
@@ -224,10 +203,6 @@ fn parts(path: &str) -> Option<Key> {
 
 /// What serde says of a field that a type does not have: its name, and those it has.
 fn unknown_field(message: &str) -> Option<(&str, Vec<&str>)> {
-    let mut names = message
-        .strip_prefix("unknown field ")?
-        .split('`')
-        .skip(1)
-        .step_by(2);
+    let mut names = message.strip_prefix("unknown field ")?.split('`').skip(1).step_by(2);
     Some((names.next()?, names.collect()))
 }

@@ -7,15 +7,7 @@ use crate::{key::Key, tree};
 /// Shown instead of a secret.
 pub(crate) const MASK: &str = "********";
 
-const SECRETIVE: &[&str] = &[
-    "password",
-    "passwd",
-    "secret",
-    "token",
-    "key",
-    "dsn",
-    "credential",
-];
+const SECRETIVE: &[&str] = &["password", "passwd", "secret", "token", "key", "dsn", "credential"];
 
 /// A name with one of these endings says where a secret lies, not the secret.
 const HARMLESS: &[&str] = &["_file", "_path", "_dir", "_name"];
@@ -98,9 +90,7 @@ fn parameters(text: &str) -> String {
     let mut rest = text;
     while let Some(at) = rest.to_ascii_lowercase().find("password=") {
         let (before, after) = rest.split_at(at + "password=".len());
-        let end = after
-            .find(|c: char| c.is_whitespace() || "&;\"".contains(c))
-            .unwrap_or(after.len());
+        let end = after.find(|c: char| c.is_whitespace() || "&;\"".contains(c)).unwrap_or(after.len());
         shown.push_str(before);
         shown.push_str(if end == 0 { "" } else { MASK });
         rest = &after[end..];
@@ -151,10 +141,7 @@ mod tests {
             ("a://u:p/s@h/db", "a://u:********@h/db"),
             ("a://u:p@ss@h/db", "a://u:********@h/db"),
             ("host=h password=abc user=u", "host=h password=******** user=u"),
-            (
-                "a://h/db?sslPassword=abc&x=1",
-                "a://h/db?sslPassword=********&x=1",
-            ),
+            ("a://h/db?sslPassword=abc&x=1", "a://h/db?sslPassword=********&x=1"),
         ] {
             assert_eq!(self::text(text), shown);
         }

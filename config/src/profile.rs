@@ -21,13 +21,7 @@ pub enum Profile {
 
 impl Profile {
     /// Every profile.
-    pub const ALL: &[Self] = &[
-        Self::Localdev,
-        Self::Localdevwithdb,
-        Self::Dev,
-        Self::Staging,
-        Self::Prod,
-    ];
+    pub const ALL: &[Self] = &[Self::Localdev, Self::Localdevwithdb, Self::Dev, Self::Staging, Self::Prod];
 
     /// As `--profile` and `APP_ENV` write it.
     pub fn name(self) -> &'static str {
@@ -94,13 +88,9 @@ impl FromStr for Profile {
         let known = Self::ALL.iter().copied();
         let long = [("development", Self::Dev), ("production", Self::Prod)];
         let names = known.map(|profile| (profile.name(), profile)).chain(long);
-        names
-            .clone()
-            .find_map(|(known, profile)| (known == name).then_some(profile))
-            .ok_or_else(|| UnknownProfile {
-                nearest: nearest(&name, names.map(|(known, _)| known)),
-                given: text.to_owned(),
-            })
+        names.clone().find_map(|(known, profile)| (known == name).then_some(profile)).ok_or_else(|| {
+            UnknownProfile { nearest: nearest(&name, names.map(|(known, _)| known)), given: text.to_owned() }
+        })
     }
 }
 
@@ -124,10 +114,7 @@ mod tests {
     #[test]
     fn an_unknown_profile_names_the_nearest() {
         let error = |text: &str| text.parse::<Profile>().unwrap_err().to_string();
-        assert_eq!(
-            error("stagin"),
-            "unknown profile \"stagin\"; did you mean staging?"
-        );
+        assert_eq!(error("stagin"), "unknown profile \"stagin\"; did you mean staging?");
         assert_eq!(
             error("moon"),
             "unknown profile \"moon\"; there are localdev, localdevwithdb, dev, staging and prod"

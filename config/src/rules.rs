@@ -44,10 +44,7 @@ impl Rules<'_> {
         if keys.iter().any(|key| self.failed.contains(key)) {
             return;
         }
-        let places = keys
-            .iter()
-            .rev()
-            .filter_map(|key| self.loaded.place(&Key::parse(key)?));
+        let places = keys.iter().rev().filter_map(|key| self.loaded.place(&Key::parse(key)?));
         let Some(place) = places.max_by_key(|place| place.height) else {
             return;
         };
@@ -75,10 +72,8 @@ impl Rules<'_> {
 
     /// A mistyped key may be the one that seems to be missing in the same table.
     fn is_doubtful(&self, table: &str) -> bool {
-        let in_table = |key: &&str| {
-            key.strip_prefix(table)
-                .is_some_and(|rest| rest.starts_with('.') || rest.is_empty())
-        };
+        let in_table =
+            |key: &&str| key.strip_prefix(table).is_some_and(|rest| rest.starts_with('.') || rest.is_empty());
         self.failed.iter().any(in_table)
     }
 
@@ -96,14 +91,9 @@ impl Rules<'_> {
             return;
         }
         let kinds: Vec<_> = missing.iter().map(|(kind, ..)| format!("no {kind}")).collect();
-        let keys: Vec<_> = missing
-            .iter()
-            .map(|(kind, ..)| format!("{kind}.plugin"))
-            .collect();
-        let examples: Vec<_> = missing
-            .iter()
-            .map(|(kind, _, name)| format!("--set {kind}.plugin={name}"))
-            .collect();
+        let keys: Vec<_> = missing.iter().map(|(kind, ..)| format!("{kind}.plugin")).collect();
+        let examples: Vec<_> =
+            missing.iter().map(|(kind, _, name)| format!("--set {kind}.plugin={name}")).collect();
         let message = format!(
             "names {} plugin; set {} (for example {})",
             kinds.join(" and "),
@@ -150,17 +140,9 @@ impl Rules<'_> {
             &["http.certificate", "http.key"],
             "a certificate and its key come together; set both http.certificate and http.key, or neither",
         );
-        self.refuse_if(
-            http.max_connections == 0,
-            &["http.max_connections"],
-            "must be at least 1",
-        );
+        self.refuse_if(http.max_connections == 0, &["http.max_connections"], "must be at least 1");
         self.refuse_if(http.max_waiting == 0, &["http.max_waiting"], "must be at least 1");
-        self.refuse_if(
-            http.body_limit_bytes == 0,
-            &["http.body_limit_bytes"],
-            "must be at least 1",
-        );
+        self.refuse_if(http.body_limit_bytes == 0, &["http.body_limit_bytes"], "must be at least 1");
         self.refuse_if(
             collide(http.listen, self.settings.metrics.listen),
             &["http.listen", "metrics.listen"],
@@ -175,21 +157,13 @@ impl Rules<'_> {
         for (place, plugin) in self.settings.telemetry.plugins.iter().enumerate() {
             let again = self.settings.telemetry.plugins[..place].contains(plugin);
             self.refuse_if(again, &["telemetry.plugins"], &format!("{plugin} is named twice"));
-            self.refuse_if(
-                plugin.is_empty(),
-                &["telemetry.plugins"],
-                "a plugin's name is missing",
-            );
+            self.refuse_if(plugin.is_empty(), &["telemetry.plugins"], "a plugin's name is missing");
         }
     }
 
     fn paths(&mut self) {
         let paths = &self.settings.paths;
-        let named = [
-            ("paths.root", &paths.root),
-            ("paths.state", &paths.state),
-            ("paths.logs", &paths.logs),
-        ];
+        let named = [("paths.root", &paths.root), ("paths.state", &paths.state), ("paths.logs", &paths.logs)];
         for (key, path) in named {
             let wrong = !is_directory(path);
             self.refuse_if(wrong, &[key], "must be absolute, without .. and not / itself");
@@ -214,9 +188,7 @@ impl Rules<'_> {
 
     /// None of these can be zero: a deadline of nothing lets nothing succeed, an interval of nothing never rests.
     fn intervals(&mut self) {
-        let Settings {
-            gpu, pubsub, http, ..
-        } = self.settings;
+        let Settings { gpu, pubsub, http, .. } = self.settings;
         let times = &self.settings.mandelbox.timeouts;
         for (key, time) in [
             ("gpu.poll", gpu.poll),
@@ -241,11 +213,7 @@ impl Rules<'_> {
             self.refuse_if(time.is_zero(), &[key], "must be longer than 0s");
         }
         let slots = self.settings.gpu.slots_per_gpu;
-        self.refuse_if(
-            !(1..=64).contains(&slots),
-            &["gpu.slots_per_gpu"],
-            "must be from 1 to 64",
-        );
+        self.refuse_if(!(1..=64).contains(&slots), &["gpu.slots_per_gpu"], "must be from 1 to 64");
     }
 
     fn pubsub(&mut self) {
@@ -258,11 +226,7 @@ impl Rules<'_> {
         let times = &self.settings.mandelbox.timeouts;
         self.refuse_if(
             pubsub.stale_connecting <= times.client + times.application,
-            &[
-                "pubsub.stale_connecting",
-                "mandelbox.timeouts.client",
-                "mandelbox.timeouts.application",
-            ],
+            &["pubsub.stale_connecting", "mandelbox.timeouts.client", "mandelbox.timeouts.application"],
             "pubsub.stale_connecting must be longer than mandelbox.timeouts.client and \
              mandelbox.timeouts.application together: a mandelbox that may still succeed is not stale",
         );
@@ -287,8 +251,5 @@ fn is_directory(path: &Path) -> bool {
 /// Absolute, and the same place whichever way it is read.
 fn is_plain(path: &Path) -> bool {
     use std::path::Component;
-    path.is_absolute()
-        && path
-            .components()
-            .all(|part| !matches!(part, Component::ParentDir))
+    path.is_absolute() && path.components().all(|part| !matches!(part, Component::ParentDir))
 }

@@ -151,9 +151,9 @@ pub struct HttpSettings {
     /// The file of the certificate's private key, PEM.
     #[serde(deserialize_with = "de::path")]
     pub key: Option<PathBuf>,
-    /// Open connections; more are not accepted until one closes.
+    /// Open connections; one more is closed at once.
     pub max_connections: u32,
-    /// Requests that wait for their spin-up at once; more are told 429.
+    /// Requests that wait for a mandelbox to be allocated; more are told 429.
     pub max_waiting: u32,
     /// From the first byte of a request to the end of its header.
     #[serde(deserialize_with = "de::duration")]

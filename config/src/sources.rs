@@ -90,10 +90,7 @@ pub(crate) fn layers(sources: &Sources, profile: Profile) -> (Vec<Layer>, Vec<Co
 
 /// `--profile`, else `APP_ENV`, else `localdev`.
 pub(crate) fn profile(sources: &Sources) -> Result<Profile, ConfigError> {
-    let argument = sources
-        .profile
-        .as_ref()
-        .map(|name| (name, Origin::Argument(format!("--profile {name}"))));
+    let argument = sources.profile.as_ref().map(|name| (name, Origin::Argument(format!("--profile {name}"))));
     let variable = sources
         .app_env
         .as_ref()
@@ -101,9 +98,7 @@ pub(crate) fn profile(sources: &Sources) -> Result<Profile, ConfigError> {
         .map(|name| (name, Origin::Variable("APP_ENV".to_owned())));
     match argument.or(variable) {
         None => Ok(Profile::Localdev),
-        Some((name, origin)) => name
-            .parse()
-            .map_err(|unknown| ConfigError::Profile { origin, unknown }),
+        Some((name, origin)) => name.parse().map_err(|unknown| ConfigError::Profile { origin, unknown }),
     }
 }
 
@@ -124,9 +119,7 @@ fn system_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
     };
-    let mut files = entries
-        .map(|entry| Ok(entry?.path()))
-        .collect::<io::Result<Vec<_>>>()?;
+    let mut files = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
     files.retain(|path| path.extension().is_some_and(|end| end == "toml"));
     files.sort();
     Ok(files)
@@ -142,9 +135,7 @@ fn file(path: &Path) -> Result<Layer, ConfigError> {
 
 fn read(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    let read = File::open(path)?
-        .take(LARGEST_FILE_BYTES + 1)
-        .read_to_string(&mut text)?;
+    let read = File::open(path)?.take(LARGEST_FILE_BYTES + 1).read_to_string(&mut text)?;
     if read as u64 > LARGEST_FILE_BYTES {
         return Err(io::Error::other("it is larger than 1 MiB; is it the right file?"));
     }
@@ -159,10 +150,7 @@ fn unreadable(path: &Path, error: &io::Error) -> ConfigError {
         ErrorKind::InvalidData => "it is not UTF-8 text".to_owned(),
         _ => error.to_string(),
     };
-    ConfigError::Unreadable {
-        path: path.to_owned(),
-        reason,
-    }
+    ConfigError::Unreadable { path: path.to_owned(), reason }
 }
 
 fn syntax(document: &str, fault: Fault) -> ConfigError {
@@ -220,10 +208,7 @@ fn argument(text: &str) -> Result<Layer, ConfigError> {
 }
 
 fn refused(text: &str, message: &str) -> ConfigError {
-    ConfigError::Syntax {
-        place: format!("--set {text}"),
-        message: message.to_owned(),
-    }
+    ConfigError::Syntax { place: format!("--set {text}"), message: message.to_owned() }
 }
 
 #[cfg(test)]
@@ -235,10 +220,7 @@ mod tests {
         for (name, key) in [
             ("RUNTIME__PLUGIN", "runtime.plugin"),
             ("GPU__SLOTS_PER_GPU", "gpu.slots_per_gpu"),
-            (
-                "MANDELBOX__ENVIRONMENT__Some_Name",
-                "mandelbox.environment.Some_Name",
-            ),
+            ("MANDELBOX__ENVIRONMENT__Some_Name", "mandelbox.environment.Some_Name"),
             ("MANDELBOX__ENVIRONMENT__A__B", "mandelbox.environment.A__B"),
             ("MANDELBOX__ENVIRONMENT", "mandelbox.environment"),
         ] {
@@ -254,14 +236,8 @@ mod tests {
             layer.origin(&key).unwrap().to_string()
         };
         assert_eq!(origin("runtime.plugin=sim"), "--set runtime.plugin=sim");
-        assert_eq!(
-            origin("pubsub.x.password=1234"),
-            "--set pubsub.x.password=\"********\""
-        );
-        assert_eq!(
-            origin("pubsub.x={url='a://u:p@h'}"),
-            "--set pubsub.x={ url = \"a://u:********@h\" }"
-        );
+        assert_eq!(origin("pubsub.x.password=1234"), "--set pubsub.x.password=\"********\"");
+        assert_eq!(origin("pubsub.x={url='a://u:p@h'}"), "--set pubsub.x={ url = \"a://u:********@h\" }");
     }
 
     #[test]

@@ -83,15 +83,11 @@ pub(crate) fn text(value: &Value) -> String {
             };
             format!("{{ {} }}", list(dict.iter().map(entry).collect()))
         }
-        other => toml::Value::try_from(other)
-            .map(|value| value.to_string())
-            .unwrap_or_default(),
+        other => toml::Value::try_from(other).map(|value| value.to_string()).unwrap_or_default(),
     }
 }
 
 /// A basic string of TOML, which JSON's strings are but for one character.
 fn quoted(text: &str) -> String {
-    serde_json::Value::from(text)
-        .to_string()
-        .replace('\u{7f}', "\\u007f")
+    serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }

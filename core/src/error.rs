@@ -77,12 +77,7 @@ pub struct PluginError {
 impl PluginError {
     /// `message` names the thing and the remedy; it must hold no secret.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self {
-            kind,
-            retry: kind.retry(),
-            message: message.into(),
-            source: None,
-        }
+        Self { kind, retry: kind.retry(), message: message.into(), source: None }
     }
 
     /// Adds what caused it; `message` should not repeat its text.

@@ -16,11 +16,7 @@ pub struct InvalidId {
 impl InvalidId {
     /// At most 80 characters of the offending text are kept: it may be hostile and large.
     fn new(what: &'static str, value: &str, rule: &'static str) -> Self {
-        Self {
-            what,
-            value: value.chars().take(80).collect(),
-            rule,
-        }
+        Self { what, value: value.chars().take(80).collect(), rule }
     }
 }
 
@@ -82,10 +78,7 @@ macro_rules! identifier {
 }
 
 fn is_word(text: &str, extra: &[u8], max: usize) -> bool {
-    (1..=max).contains(&text.len())
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || extra.contains(&b))
+    (1..=max).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || extra.contains(&b))
 }
 
 fn is_printable(text: &str, max: usize) -> bool {
@@ -158,20 +151,9 @@ impl ContainerName {
     /// `<app>-<id>`, where characters that no engine takes become `-`. The id alone makes it unique.
     pub fn of(app: &AppName, id: &MandelboxId) -> Self {
         let safe = |c: char| {
-            if c.is_ascii_alphanumeric() || "_.-".contains(c) {
-                c
-            } else {
-                '-'
-            }
+            if c.is_ascii_alphanumeric() || "_.-".contains(c) { c } else { '-' }
         };
-        Self(
-            app.as_str()
-                .chars()
-                .map(safe)
-                .chain(std::iter::once('-'))
-                .chain(id.as_str().chars())
-                .collect(),
-        )
+        Self(app.as_str().chars().map(safe).chain(std::iter::once('-')).chain(id.as_str().chars()).collect())
     }
 }
 
@@ -195,10 +177,7 @@ mod tests {
     fn container_names_follow_the_contract() {
         let app: AppName = "browsers/chrome".parse().unwrap();
         let id: MandelboxId = "182cas8923jnckku023ind3".parse().unwrap();
-        assert_eq!(
-            ContainerName::of(&app, &id).as_str(),
-            "browsers-chrome-182cas8923jnckku023ind3"
-        );
+        assert_eq!(ContainerName::of(&app, &id).as_str(), "browsers-chrome-182cas8923jnckku023ind3");
     }
 
     proptest! {

@@ -47,11 +47,7 @@ impl fmt::Display for Exhausted {
             n if n > HOLDERS_SHOWN => write!(f, ", and {} more)", n - HOLDERS_SHOWN)?,
             _ => write!(f, ")")?,
         }
-        write!(
-            f,
-            ", {} resting after use, {} unusable",
-            self.resting, self.unusable
-        )
+        write!(f, ", {} resting after use, {} unusable", self.resting, self.unusable)
     }
 }
 
@@ -143,9 +139,7 @@ mod tests {
     }
 
     fn three() -> Vec<ContainerPort> {
-        ["32262/tcp", "32263/udp", "32273/tcp"]
-            .map(|p| p.parse().unwrap())
-            .to_vec()
+        ["32262/tcp", "32263/udp", "32273/tcp"].map(|p| p.parse().unwrap()).to_vec()
     }
 
     #[test]
@@ -199,16 +193,10 @@ mod tests {
             memory_bytes: 1,
             attachment: Default::default(),
         };
-        pools
-            .gpus
-            .update(vec![device], &[("GPU-0".into(), GpuHealth::Healthy)]);
-        let sets: Vec<_> = ["a", "b", "c"]
-            .map(|name| pools.lease(&id(name), &three(), |_, _| true).unwrap())
-            .into();
+        pools.gpus.update(vec![device], &[("GPU-0".into(), GpuHealth::Healthy)]);
+        let sets: Vec<_> =
+            ["a", "b", "c"].map(|name| pools.lease(&id(name), &three(), |_, _| true).unwrap()).into();
         assert!(sets.iter().all(|set| set.gpu.is_some()));
-        assert_eq!(
-            pools.lease(&id("d"), &three(), |_, _| true).unwrap_err().resource,
-            "GPU slot"
-        );
+        assert_eq!(pools.lease(&id("d"), &three(), |_, _| true).unwrap_err().resource, "GPU slot");
     }
 }

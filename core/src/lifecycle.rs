@@ -53,15 +53,8 @@ impl Phase {
     }
 
     /// Every name, in the order of a life.
-    pub const NAMES: [&str; 7] = [
-        "claiming",
-        "launching",
-        "awaiting_client",
-        "awaiting_application",
-        "running",
-        "ending",
-        "gone",
-    ];
+    pub const NAMES: [&str; 7] =
+        ["claiming", "launching", "awaiting_client", "awaiting_application", "running", "ending", "gone"];
 
     /// Whether it is on its way out.
     pub fn is_ending(&self) -> bool {
@@ -82,10 +75,7 @@ impl Phase {
             (Self::Ending(reason), Event::End(_)) => Ok(Self::Ending(reason)),
             (Self::Ending(reason), Event::Removed) => Ok(Self::Gone(reason)),
             (phase, Event::End(reason)) if !phase.is_ending() => Ok(Self::Ending(reason)),
-            (phase, event) => Err(OutOfPlace {
-                phase: phase.name(),
-                event,
-            }),
+            (phase, event) => Err(OutOfPlace { phase: phase.name(), event }),
         }
     }
 }
@@ -162,10 +152,7 @@ impl EndReason {
 
     /// Whether its processes may still run and deserve a grace period before they are killed.
     pub fn deserves_grace(&self) -> bool {
-        matches!(
-            self,
-            Self::RowDeleted | Self::RowDying | Self::Stopped | Self::Drained
-        )
+        matches!(self, Self::RowDeleted | Self::RowDying | Self::Stopped | Self::Drained)
     }
 }
 
@@ -263,15 +250,9 @@ mod tests {
     #[test]
     fn a_life_runs_through() {
         let life = [Event::Won, Event::Launched, Event::Delivered, Event::Ready];
-        let phase = life
-            .into_iter()
-            .fold(Phase::Claiming, |phase, event| phase.after(event).unwrap());
+        let phase = life.into_iter().fold(Phase::Claiming, |phase, event| phase.after(event).unwrap());
         assert_eq!(phase, Phase::Running);
-        let ended = phase
-            .after(Event::End(EndReason::Stopped))
-            .unwrap()
-            .after(Event::Removed)
-            .unwrap();
+        let ended = phase.after(Event::End(EndReason::Stopped)).unwrap().after(Event::Removed).unwrap();
         assert_eq!(ended, Phase::Gone(EndReason::Stopped));
     }
 

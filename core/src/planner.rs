@@ -75,21 +75,15 @@ pub enum DrainCause {
 
 /// From the control plane's full state to steps. Idempotent: what is under way is not planned again.
 pub fn plan(desired: &DesiredState, observed: &Observed) -> Vec<Step> {
-    let mut steps: Vec<Step> = drain_cause(desired.instance)
-        .filter(|_| !observed.draining)
-        .map(Step::Drain)
-        .into_iter()
-        .collect();
+    let mut steps: Vec<Step> =
+        drain_cause(desired.instance).filter(|_| !observed.draining).map(Step::Drain).into_iter().collect();
     let draining = observed.draining || !steps.is_empty();
     let mut seen = BTreeSet::new();
     for row in &desired.mandelboxes {
         seen.insert(&row.id);
         steps.extend(plan_row(row, draining, observed));
     }
-    let unwanted = observed
-        .owned
-        .iter()
-        .filter(|(id, owned)| !owned.ending && !seen.contains(id));
+    let unwanted = observed.owned.iter().filter(|(id, owned)| !owned.ending && !seen.contains(id));
     steps.extend(unwanted.map(|(id, _)| Step::End(id.clone(), EndReason::RowDeleted)));
     steps
 }
@@ -144,9 +138,8 @@ pub fn compare(
             steps.push(Step::End(id.clone(), reason));
         }
     }
-    let orphans = listed
-        .iter()
-        .filter(|container| owner(container).is_none_or(|id| !observed.owned.contains_key(&id)));
+    let orphans =
+        listed.iter().filter(|container| owner(container).is_none_or(|id| !observed.owned.contains_key(&id)));
     steps.extend(orphans.map(|container| Step::RemoveOrphan(container.id.clone())));
     steps
 }

@@ -244,14 +244,8 @@ mod tests {
 
     #[test]
     fn statuses_are_the_databases_words_in_the_order_of_a_life() {
-        assert_eq!(
-            MandelboxStatus::parse("CONNECTING"),
-            Some(MandelboxStatus::Connecting)
-        );
-        assert_eq!(
-            InstanceStatus::parse("HOST_SERVICE_UNRESPONSIVE"),
-            Some(InstanceStatus::Unresponsive)
-        );
+        assert_eq!(MandelboxStatus::parse("CONNECTING"), Some(MandelboxStatus::Connecting));
+        assert_eq!(InstanceStatus::parse("HOST_SERVICE_UNRESPONSIVE"), Some(InstanceStatus::Unresponsive));
         assert_eq!(MandelboxStatus::parse("allocated"), None);
         assert!(MandelboxStatus::ALL.is_sorted());
     }

@@ -55,11 +55,7 @@ impl<P: ?Sized + 'static> Plugin<P> {
                 Err(error) => Box::pin(async move { Err(invalid(name, &error)) }),
             }
         };
-        Self {
-            name,
-            check: Box::new(checked),
-            build: Box::new(build),
-        }
+        Self { name, check: Box::new(checked), build: Box::new(build) }
     }
 
     /// As written in the configuration.
@@ -95,23 +91,14 @@ fn read_section<C: DeserializeOwned + Default>(section: &Section) -> Result<C, S
         return Ok(C::default());
     }
     serde_path_to_error::deserialize(section).map_err(|error| SectionError {
-        path: Some(error.path().to_string())
-            .filter(|path| path != ".")
-            .unwrap_or_default(),
+        path: Some(error.path().to_string()).filter(|path| path != ".").unwrap_or_default(),
         message: error.inner().to_string(),
     })
 }
 
 fn invalid(name: &str, error: &SectionError) -> PluginError {
-    let place = if error.path.is_empty() {
-        name.to_owned()
-    } else {
-        format!("{name}.{}", error.path)
-    };
-    PluginError::new(
-        crate::error::ErrorKind::Invalid,
-        format!("section {place}: {}", error.message),
-    )
+    let place = if error.path.is_empty() { name.to_owned() } else { format!("{name}.{}", error.path) };
+    PluginError::new(crate::error::ErrorKind::Invalid, format!("section {place}: {}", error.message))
 }
 
 /// The plugins of one kind, by name.

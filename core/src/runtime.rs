@@ -158,9 +158,7 @@ impl Selector {
     /// Whether `labels` satisfy this; for engines whose own filters cannot be trusted.
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
         self.0.iter().all(|(key, want)| {
-            labels
-                .get(key)
-                .is_some_and(|have| want.as_ref().is_none_or(|want| want == have))
+            labels.get(key).is_some_and(|have| want.as_ref().is_none_or(|want| want == have))
         })
     }
 }

@@ -90,9 +90,7 @@ pub struct Logs {
 impl Client {
     /// Connects nowhere yet.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self {
-            socket: socket.into(),
-        }
+        Self { socket: socket.into() }
     }
 
     /// Where it connects.
@@ -130,8 +128,7 @@ impl Client {
 
     /// Stops a mandelbox and waits until it is gone.
     pub async fn stop(&self, id: &MandelboxId, request: &StopRequest) -> Result<StoppedView> {
-        self.post(&format!("/v1/mandelboxes/{id}/stop"), request, PATIENT)
-            .await
+        self.post(&format!("/v1/mandelboxes/{id}/stop"), request, PATIENT).await
     }
 
     /// Orders a drain.
@@ -141,32 +138,21 @@ impl Client {
 
     /// A mandelbox's output.
     pub async fn logs(&self, id: &MandelboxId, query: LogsQuery) -> Result<Logs> {
-        let tail = query
-            .tail
-            .map(|lines| format!("&tail={lines}"))
-            .unwrap_or_default();
+        let tail = query.tail.map(|lines| format!("&tail={lines}")).unwrap_or_default();
         let path = format!("/v1/mandelboxes/{id}/logs?follow={}{tail}", query.follow);
         let opened = async {
             let exchange = self.send(Method::GET, &path, Bytes::new()).await?;
             match exchange.response.status() {
                 StatusCode::OK => Ok(exchange),
-                _ => self
-                    .read::<ErrorView>(exchange)
-                    .await
-                    .map(ClientError::Refused)
-                    .and_then(Err),
+                _ => self.read::<ErrorView>(exchange).await.map(ClientError::Refused).and_then(Err),
             }
         };
         let exchange = self.within(PROMPT * 3, opened).await?;
-        Ok(Logs {
-            exchange,
-            socket: self.socket.clone(),
-        })
+        Ok(Logs { exchange, socket: self.socket.clone() })
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        self.within(PROMPT, self.call(Method::GET, path, Bytes::new()))
-            .await
+        self.within(PROMPT, self.call(Method::GET, path, Bytes::new())).await
     }
 
     async fn post<T: DeserializeOwned>(
@@ -176,8 +162,7 @@ impl Client {
         limit: Duration,
     ) -> Result<T> {
         let body = serde_json::to_vec(body).map_err(|error| self.broken(error))?;
-        self.within(limit, self.call(Method::POST, path, body.into()))
-            .await
+        self.within(limit, self.call(Method::POST, path, body.into())).await
     }
 
     async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T> {
@@ -191,9 +176,8 @@ impl Client {
 
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Exchange> {
         let stream = self.connect().await?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| self.broken(error))?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.broken(error))?;
         let mut driver = JoinSet::new();
         driver.spawn(async move {
             // Its error reaches the request or the body as well.
@@ -206,59 +190,39 @@ impl Client {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|error| self.broken(error))?;
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(|error| self.broken(error))?;
-        Ok(Exchange {
-            response,
-            _connection: driver,
-        })
+        let response = sender.send_request(request).await.map_err(|error| self.broken(error))?;
+        Ok(Exchange { response, _connection: driver })
     }
 
     async fn connect(&self) -> Result<UnixStream> {
-        UnixStream::connect(&self.socket)
-            .await
-            .map_err(|source| self.unreachable(source))
+        UnixStream::connect(&self.socket).await.map_err(|source| self.unreachable(source))
     }
 
     fn unreachable(&self, source: io::Error) -> ClientError {
         match source.kind() {
             io::ErrorKind::PermissionDenied => ClientError::Denied(self.socket.clone()),
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NoService {
-                socket: self.socket.clone(),
-                source,
-            },
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ClientError::NoService { socket: self.socket.clone(), source }
+            }
             _ => self.broken(source),
         }
     }
 
     async fn read<T: DeserializeOwned>(&self, exchange: Exchange) -> Result<T> {
-        let Exchange {
-            response,
-            _connection,
-        } = exchange;
-        let body = Limited::new(response.into_body(), ANSWER_LIMIT_BYTES)
-            .collect()
-            .await;
+        let Exchange { response, _connection } = exchange;
+        let body = Limited::new(response.into_body(), ANSWER_LIMIT_BYTES).collect().await;
         let body = body.map_err(|error| self.broken(error))?.to_bytes();
         serde_json::from_slice(&body).map_err(|error| self.broken(error))
     }
 
     async fn within<T>(&self, limit: Duration, call: impl Future<Output = Result<T>>) -> Result<T> {
-        timeout(limit, call).await.unwrap_or_else(|_| {
-            Err(ClientError::Timeout {
-                socket: self.socket.clone(),
-                limit,
-            })
-        })
+        timeout(limit, call)
+            .await
+            .unwrap_or_else(|_| Err(ClientError::Timeout { socket: self.socket.clone(), limit }))
     }
 
     fn broken(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
-        ClientError::Broken {
-            socket: self.socket.clone(),
-            source: source.into(),
-        }
+        ClientError::Broken { socket: self.socket.clone(), source: source.into() }
     }
 }
 
@@ -272,10 +236,8 @@ impl Logs {
             let Some(frame) = self.exchange.response.body_mut().frame().await else {
                 return Ok(None);
             };
-            let frame = frame.map_err(|error| ClientError::Broken {
-                socket: self.socket.clone(),
-                source: error.into(),
-            })?;
+            let frame = frame
+                .map_err(|error| ClientError::Broken { socket: self.socket.clone(), source: error.into() })?;
             if let Ok(data) = frame.into_data() {
                 return Ok(Some(data));
             }
@@ -297,10 +259,7 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let client = Client::new(scratch.path().join("none"));
         let missing = client.status().await.unwrap_err();
-        assert!(
-            missing.to_string().ends_with("start one with `host-service run`"),
-            "{missing}"
-        );
+        assert!(missing.to_string().ends_with("start one with `host-service run`"), "{missing}");
         drop(UnixListener::bind(client.socket()).unwrap());
         let dead = client.status().await.unwrap_err();
         assert!(matches!(dead, ClientError::NoService { .. }), "{dead}");
@@ -314,11 +273,7 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let client = Client::new(scratch.path().join("s"));
         let listener = UnixListener::bind(client.socket()).unwrap();
-        for answer in [
-            "220 mail.example ESMTP\r\n",
-            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
-            "",
-        ] {
+        for answer in ["220 mail.example ESMTP\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", ""] {
             let serve = async {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let mut request = [0; 1024];

@@ -56,27 +56,15 @@ pub enum Verdict {
 
 impl Check {
     fn ok(name: impl Into<String>, found: impl Into<String>) -> Self {
-        Self {
-            name: name.into(),
-            verdict: Verdict::Ok,
-            found: found.into(),
-            remedy: None,
-        }
+        Self { name: name.into(), verdict: Verdict::Ok, found: found.into(), remedy: None }
     }
 
     fn warn(name: impl Into<String>, found: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self {
-            verdict: Verdict::Warn,
-            remedy: Some(remedy.into()),
-            ..Self::ok(name, found)
-        }
+        Self { verdict: Verdict::Warn, remedy: Some(remedy.into()), ..Self::ok(name, found) }
     }
 
     fn fail(name: impl Into<String>, found: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self {
-            verdict: Verdict::Fail,
-            ..Self::warn(name, found, remedy)
-        }
+        Self { verdict: Verdict::Fail, ..Self::warn(name, found, remedy) }
     }
 }
 
@@ -92,18 +80,12 @@ pub async fn examine(loaded: &Loaded, registry: &Registry) -> Report {
     checks.extend(security::checks(&machine, settings));
     Report {
         profile: loaded.profile.name().to_owned(),
-        verdict: checks
-            .iter()
-            .map(|check| check.verdict)
-            .max()
-            .unwrap_or(Verdict::Ok),
+        verdict: checks.iter().map(|check| check.verdict).max().unwrap_or(Verdict::Ok),
         checks,
     }
 }
 
 /// The directory itself, or the nearest above it that exists.
 fn nearest_existing(path: &Path) -> &Path {
-    path.ancestors()
-        .find(|path| path.exists())
-        .unwrap_or(Path::new("/"))
+    path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"))
 }

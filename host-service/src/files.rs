@@ -264,7 +264,10 @@ pub struct Arrival {
 
 impl std::fmt::Debug for Arrival {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Arrival").field("files", &self.files).field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Arrival")
+            .field("files", &self.files)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 

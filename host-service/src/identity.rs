@@ -17,7 +17,9 @@ pub const LOCAL_USER: &str = "localdev_user_id";
 pub fn facts(loaded: &Loaded, capacity: u32) -> anyhow::Result<InstanceFacts> {
     match loaded.settings.instance.metadata {
         Metadata::Static => from_settings(loaded, capacity),
-        _ => anyhow::bail!("this build has no such source of instance metadata; set instance.metadata = \"static\""),
+        _ => anyhow::bail!(
+            "this build has no such source of instance metadata; set instance.metadata = \"static\""
+        ),
     }
 }
 

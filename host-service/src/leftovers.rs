@@ -57,7 +57,10 @@ impl Leftovers {
 
     /// There are none.
     pub fn is_empty(&self) -> bool {
-        self.records.is_empty() && self.containers.is_empty() && self.directories.is_empty() && self.unreadable.is_empty()
+        self.records.is_empty()
+            && self.containers.is_empty()
+            && self.directories.is_empty()
+            && self.unreadable.is_empty()
     }
 
     /// Removes exactly these, containers first, because the directories are mounted in them. A record's container was
@@ -87,7 +90,11 @@ impl Leftovers {
 impl fmt::Display for Leftovers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for record in &self.records {
-            writeln!(f, "  mandelbox {} (container {}, last step {})", record.id, record.container, record.stage)?;
+            writeln!(
+                f,
+                "  mandelbox {} (container {}, last step {})",
+                record.id, record.container, record.stage
+            )?;
         }
         for container in &self.containers {
             writeln!(f, "  container {} ({})", container.name, container.id.0)?;

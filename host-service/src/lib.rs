@@ -1,17 +1,17 @@
 //! The per-host orchestrator of mandelboxes.
 
 pub mod admin;
+pub mod build_info;
 pub mod cli;
 pub mod client;
-pub mod doctor;
 pub mod deadline;
-pub mod host;
-pub mod lobby;
-pub mod mandelbox;
-pub mod build_info;
+pub mod doctor;
 pub mod files;
+pub mod host;
 pub mod identity;
 pub mod leftovers;
+pub mod lobby;
+pub mod mandelbox;
 pub mod metrics;
 mod monitor;
 mod orchestrator;

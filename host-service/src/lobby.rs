@@ -135,10 +135,7 @@ impl Lobby {
         };
         let awaits_allocation = matches!(*progress.borrow(), Progress::Expected);
         let outcome = Box::pin(wait(self.clone(), progress, deadline));
-        Ok(Pending {
-            awaits_allocation,
-            outcome,
-        })
+        Ok(Pending { awaits_allocation, outcome })
     }
 
     /// A seat for the mandelbox of `user`, whose owner has won the claim. What was remembered of an earlier
@@ -146,12 +143,7 @@ impl Lobby {
     pub fn open(self: &Arc<Self>, id: &MandelboxId, user: &UserId) -> Seat {
         let wake = Arc::new(Notify::new());
         let number = self.register().open(id, user, wake.clone(), Instant::now());
-        Seat {
-            lobby: self.clone(),
-            id: id.clone(),
-            number,
-            wake,
-        }
+        Seat { lobby: self.clone(), id: id.clone(), number, wake }
     }
 
     /// There will be no mandelbox of this id: whoever waits for it gets `failure`, and so does whoever asks for
@@ -211,9 +203,7 @@ impl Future for Pending {
 
 impl fmt::Debug for Pending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pending")
-            .field("awaits_allocation", &self.awaits_allocation)
-            .finish_non_exhaustive()
+        f.debug_struct("Pending").field("awaits_allocation", &self.awaits_allocation).finish_non_exhaustive()
     }
 }
 
@@ -228,11 +218,7 @@ async fn wait(lobby: Arc<Lobby>, mut progress: watch::Receiver<Progress>, deadli
             return Err(Failure::NotAllocated);
         }
     }
-    match progress
-        .wait_for(|progress| matches!(progress, Progress::Answered(_)))
-        .await
-        .as_deref()
-    {
+    match progress.wait_for(|progress| matches!(progress, Progress::Answered(_))).await.as_deref() {
         Ok(Progress::Answered(outcome)) => outcome.clone(),
         // The register answers before it lets go; this is for a register that a panic has left half changed.
         _ => Err(Failure::Unavailable("the request was lost".into())),
@@ -262,9 +248,7 @@ impl Seat {
 
     /// Answers everybody who waits for this mandelbox. Only the first answer counts.
     pub fn answer(&mut self, outcome: Outcome) {
-        self.lobby
-            .register()
-            .answer(&self.id, self.number, outcome, Instant::now());
+        self.lobby.register().answer(&self.id, self.number, outcome, Instant::now());
     }
 }
 
@@ -276,9 +260,6 @@ impl Drop for Seat {
 
 impl fmt::Debug for Seat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Seat")
-            .field("id", &self.id)
-            .field("number", &self.number)
-            .finish_non_exhaustive()
+        f.debug_struct("Seat").field("id", &self.id).field("number", &self.number).finish_non_exhaustive()
     }
 }

@@ -21,9 +21,7 @@ fn sources(layers: &Layers) -> Sources {
         profile: layers.profile.clone(),
         app_env: env::var_os("APP_ENV").map(text),
         files: layers.config.clone(),
-        env: env::vars_os()
-            .map(|(name, value)| (text(name), text(value)))
-            .collect(),
+        env: env::vars_os().map(|(name, value)| (text(name), text(value))).collect(),
         set: layers.set.clone(),
         ..Sources::default()
     }

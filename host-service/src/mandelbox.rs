@@ -149,7 +149,9 @@ impl Mandelbox {
                 }
                 state.phase = phase;
             }
-            Err(error) => tracing::error!(mandelbox = %self.row.id, %error, "the lifecycle was driven wrongly"),
+            Err(error) => {
+                tracing::error!(mandelbox = %self.row.id, %error, "the lifecycle was driven wrongly")
+            }
         });
     }
 

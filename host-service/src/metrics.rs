@@ -4,8 +4,8 @@
 use std::{sync::atomic::AtomicU64, time::Duration};
 
 use host_core::{
-    lifecycle::{EndReason, Phase, Stage},
     gpu::{GpuHealth, GpuStats},
+    lifecycle::{EndReason, Phase, Stage},
 };
 use prometheus_client::{
     encoding::{
@@ -70,12 +70,26 @@ impl Metrics {
     fn register(&mut self) {
         let r = &mut self.registry;
         let seconds = Unit::Seconds;
-        r.register_with_unit("spin_up", "From an allocated row to an answered client", seconds.clone(), self.spin_up.clone());
-        r.register_with_unit("spin_up_stage", "One stage of a spin-up, failed or not", seconds, self.stages.clone());
+        r.register_with_unit(
+            "spin_up",
+            "From an allocated row to an answered client",
+            seconds.clone(),
+            self.spin_up.clone(),
+        );
+        r.register_with_unit(
+            "spin_up_stage",
+            "One stage of a spin-up, failed or not",
+            seconds,
+            self.stages.clone(),
+        );
         r.register("spin_up_failures", "Spin-ups that failed, by stage", self.failures.clone());
         r.register("mandelboxes_ended", "Mandelboxes that ended, by reason", self.ended.clone());
         r.register("up", "1 while the component answers", self.up.clone());
-        r.register("collector_failures", "Collections of figures that failed", self.collector_failures.clone());
+        r.register(
+            "collector_failures",
+            "Collections of figures that failed",
+            self.collector_failures.clone(),
+        );
         for &stage in Stage::ALL {
             // Counted from 0, so that the first failure is seen as a change.
             let _ = self.failures.get_or_create(&ByStage { stage: stage.as_str() });
@@ -148,10 +162,22 @@ fn gauges(host: &Host) -> Gauges {
     let mut gauges = Gauges(Registry::with_prefix("host_service"));
     let condition = host.condition();
     let resources = condition.resources;
-    gauges.one("draining", "1 while no new mandelboxes are taken", f64::from(u8::from(condition.draining.is_some())));
-    gauges.one("waiting_requests", "Client requests that wait for their mandelbox", count(host.lobby().waiting()));
+    gauges.one(
+        "draining",
+        "1 while no new mandelboxes are taken",
+        f64::from(u8::from(condition.draining.is_some())),
+    );
+    gauges.one(
+        "waiting_requests",
+        "Client requests that wait for their mandelbox",
+        count(host.lobby().waiting()),
+    );
     gauges.one("uptime_seconds", "Since the service was started", host.uptime().as_secs_f64());
-    gauges.one("memory_available_bytes", "Memory that can be had without swapping", resources.memory_available_bytes);
+    gauges.one(
+        "memory_available_bytes",
+        "Memory that can be had without swapping",
+        resources.memory_available_bytes,
+    );
     gauges.one("cpu_idle_cores", "Idle processors", resources.idle_cores);
     gauges.one("load1", "Load average of a minute", resources.load1);
     gauges.one("disk_free_bytes", "Free space under paths.root", resources.disk_free_bytes);
@@ -181,7 +207,11 @@ fn leases(host: &Host, gauges: &mut Gauges) {
     ];
     let labelled = |resource: &str, value| (vec![("resource", resource.to_owned())], count(value));
     gauges.add("leases_held", "Leases held, by resource", pools.map(|(name, held, _)| labelled(name, held)));
-    gauges.add("leases_size", "Leases there are, by resource", pools.map(|(name, _, size)| labelled(name, size)));
+    gauges.add(
+        "leases_size",
+        "Leases there are, by resource",
+        pools.map(|(name, _, size)| labelled(name, size)),
+    );
 }
 
 fn gpus(host: &Host, stats: &[GpuStats], gauges: &mut Gauges) {
@@ -193,7 +223,8 @@ fn gpus(host: &Host, stats: &[GpuStats], gauges: &mut Gauges) {
     #[allow(clippy::cast_precision_loss, reason = "bytes of GPU memory are below 2^52")]
     let free = |gpu: &GpuStats| (by_uuid(gpu), gpu.memory_free_bytes as f64);
     gauges.add("gpu_memory_free_bytes", "GPU memory not in use", stats.iter().map(free));
-    let figures: [(&str, &str, fn(&GpuStats) -> Option<u32>); 5] = [
+    type Figure = fn(&GpuStats) -> Option<u32>;
+    let figures: [(&str, &str, Figure); 5] = [
         ("gpu_utilization_percent", "GPU utilisation", |gpu| gpu.utilization_percent),
         ("gpu_encoder_percent", "Video encoder utilisation", |gpu| gpu.encoder_percent),
         ("gpu_encoder_sessions", "Video encoder sessions", |gpu| gpu.encoder_sessions),

@@ -58,7 +58,11 @@ pub(crate) async fn collect(shared: Arc<Shared>, gpu: Arc<dyn Gpu>, condition: w
 }
 
 /// Tells the pool which GPUs there are and how they do; their figures.
-pub(crate) async fn look_at_gpus(pools: &Pools, gpu: &dyn Gpu, limit: Duration) -> Result<Vec<GpuStats>, PluginError> {
+pub(crate) async fn look_at_gpus(
+    pools: &Pools,
+    gpu: &dyn Gpu,
+    limit: Duration,
+) -> Result<Vec<GpuStats>, PluginError> {
     within(limit, "asking the GPUs", async {
         let devices = gpu.enumerate().await?;
         let health = gpu.health().await?;

@@ -11,8 +11,14 @@
 //! Every input is only a wake-up: the orchestrator reads the full desired state and its own board, plans, and begins
 //! the steps. It never waits for the outside itself. It returns when it drains and no owner and no chore is left.
 
-use std::{collections::{BTreeMap, BTreeSet}, future::Future, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    sync::Arc,
+    time::Duration,
+};
 
+use host_config::{Profile, Settings};
 use host_core::{
     MandelboxId, PluginError, Retry,
     lease::Pools,
@@ -21,7 +27,6 @@ use host_core::{
     pubsub::{DesiredState, InstanceFacts, MandelboxRow, PubSub},
     runtime::{Container, ContainerChange, ContainerEvent, ContainerId, Runtime},
 };
-use host_config::{Profile, Settings};
 use tokio::{
     sync::{Notify, mpsc, watch},
     task::{self, JoinSet},
@@ -43,7 +48,7 @@ use crate::{
 };
 
 mod container;
-mod image;
+pub(crate) mod image;
 mod owner;
 mod spin_up;
 mod take_down;
@@ -201,7 +206,10 @@ impl Orchestrator {
         let owned = self.shared.board.all();
         Observed {
             draining: self.drain.is_some(),
-            owned: owned.iter().map(|m| (m.id().clone(), Owned { row: m.row.clone(), ending: m.is_ending() })).collect(),
+            owned: owned
+                .iter()
+                .map(|m| (m.id().clone(), Owned { row: m.row.clone(), ending: m.is_ending() }))
+                .collect(),
             spent: self.spent.clone(),
         }
     }
@@ -210,7 +218,8 @@ impl Orchestrator {
         for step in steps {
             match step {
                 Step::SpinUp(row) => {
-                    let app = row.app.clone().unwrap_or_else(|| self.shared.settings.mandelbox.default_app.clone());
+                    let app =
+                        row.app.clone().unwrap_or_else(|| self.shared.settings.mandelbox.default_app.clone());
                     let mandelbox = Mandelbox::new(row, app);
                     self.shared.board.add(mandelbox.clone());
                     let span = tracing::info_span!("mandelbox", mandelbox = %mandelbox.id());
@@ -316,7 +325,9 @@ impl Orchestrator {
         }
         let shared = self.shared.clone();
         self.chores.spawn(async move {
-            shared.persist("marking this host as draining", || shared.pubsub.mark_draining(&shared.facts.name)).await;
+            shared
+                .persist("marking this host as draining", || shared.pubsub.mark_draining(&shared.facts.name))
+                .await;
         });
     }
 
@@ -372,7 +383,9 @@ pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
 ) -> std::io::Result<T> {
     let span = tracing::Span::current();
-    task::spawn_blocking(move || span.in_scope(work)).await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
+    task::spawn_blocking(move || span.in_scope(work))
+        .await
+        .unwrap_or_else(|error| Err(std::io::Error::other(error)))
 }
 
 #[cfg(test)]

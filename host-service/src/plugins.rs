@@ -11,12 +11,8 @@ use host_core::{
 /// Every plugin that the configuration can name.
 pub fn registry() -> Registry {
     Registry {
-        runtimes: Plugins::default()
-            .with(runtime_docker::plugin())
-            .with(runtime_sim::plugin()),
-        gpus: Plugins::default()
-            .with(gpu_none::plugin())
-            .with(gpu_sim::plugin()),
+        runtimes: Plugins::default().with(runtime_docker::plugin()).with(runtime_sim::plugin()),
+        gpus: Plugins::default().with(gpu_none::plugin()).with(gpu_sim::plugin()),
         pubsubs: Plugins::default().with(pubsub_memory::plugin()),
         telemetries: Plugins::default().with(telemetry_console::plugin()),
     }
@@ -32,15 +28,10 @@ pub(crate) async fn build<P: ?Sized + 'static>(
     name: &str,
     loaded: &Loaded,
 ) -> Result<Arc<P>, PluginError> {
-    let context = Context {
-        state_dir: loaded.settings.paths.state.clone(),
-        local: loaded.profile.is_local(),
-    };
+    let context =
+        Context { state_dir: loaded.settings.paths.state.clone(), local: loaded.profile.is_local() };
     match plugins.get(name) {
         Some(plugin) => plugin.build(&loaded.section(kind, name), context).await,
-        None => Err(PluginError::new(
-            ErrorKind::NotFound,
-            format!("there is no {kind} plugin {name:?}"),
-        )),
+        None => Err(PluginError::new(ErrorKind::NotFound, format!("there is no {kind} plugin {name:?}"))),
     }
 }

@@ -1,6 +1,6 @@
 //! The service from start to end: build (may do I/O, spawns nothing), run, drain.
 //!
-//! Tasks, all owned here: the two [watchers](crate::watchers), the two of the [monitor](crate::monitor), one per
+//! Tasks, all owned here: the two of `watchers`, the two of `monitor`, one per
 //! server, one for signals; the orchestrator runs in `run` itself and owns one task per mandelbox. The order of the
 //! end: the orchestrator returns when nothing is left, then servers finish what they have begun, the instance's row
 //! goes, the directories go, and the records are flushed last.
@@ -25,6 +25,7 @@ use host_core::{
     runtime::{Runtime, Seccomp},
     telemetry::Telemetry,
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{Notify, mpsc, watch},
@@ -53,6 +54,8 @@ use crate::{
 /// Sightings that may wait for the orchestrator; the engine's stream waits when there are more.
 const SIGHTINGS: usize = 1024;
 /// Requests in flight when everything else has ended get this long.
+const REQUESTS_END: Duration = Duration::from_secs(4);
+/// All servers together, their tasks' ends included.
 const SERVERS_END: Duration = Duration::from_secs(5);
 
 /// Between the panic of a task and its next start.
@@ -70,13 +73,16 @@ pub struct RunOptions {
 /// # Errors
 /// It could not start, or could not end cleanly. Telemetry was told.
 pub async fn run(loaded: Loaded, options: RunOptions) -> anyhow::Result<()> {
+    raise_file_limit();
     let registry = plugins::registry();
     let telemetry = telemetry(&registry, &loaded).await?;
     telemetry.install(&loaded.settings.telemetry.filter).context("telemetry.filter")?;
     let flush = loaded.settings.telemetry.flush;
     let registered = OnceLock::new();
-    let served = AssertUnwindSafe(serve(&registry, loaded, options, &telemetry, &registered)).catch_unwind().await;
-    let result = served.unwrap_or_else(|_| Err(anyhow::anyhow!("the service panicked; its records tell where")));
+    let served =
+        AssertUnwindSafe(serve(&registry, loaded, options, &telemetry, &registered)).catch_unwind().await;
+    let result =
+        served.unwrap_or_else(|_| Err(anyhow::anyhow!("the service panicked; its records tell where")));
     if let Err(error) = &result {
         if let Some(shared) = registered.get() {
             farewell(shared).await;
@@ -85,6 +91,13 @@ pub async fn run(loaded: Loaded, options: RunOptions) -> anyhow::Result<()> {
     }
     telemetry.flush(flush).await;
     result
+}
+
+/// As many open files as this process may have: connections, logs and watches are each one.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // It may stay as it is: what is served then is less, and each refusal says so.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 async fn serve(
@@ -119,7 +132,8 @@ impl Ground {
         let records = Arc::new(Records::open(&settings.paths.state)?);
         let owner = Owner { uid: settings.mandelbox.uid, gid: settings.mandelbox.gid };
         let root = Root::open(&settings.paths.root, owner).inspect_err(|_| records.close());
-        let root = root.with_context(|| format!("paths.root {} cannot be used", settings.paths.root.display()))?;
+        let root =
+            root.with_context(|| format!("paths.root {} cannot be used", settings.paths.root.display()))?;
         let generated = settings.http.certificate.is_none();
         let certificate = generated.then(|| settings.paths.state.join("tls"));
         Ok(Self { root, records, certificate })
@@ -154,7 +168,8 @@ impl Servers {
         let on_request = OnRequest::of(host, user);
         Ok(Self {
             metrics: MetricsServer::bind(settings.metrics.listen, text, ready).await?,
-            transport: Server::build(Options::try_from(&**settings)?, shared.lobby.clone(), on_request).await?,
+            transport: Server::build(Options::try_from(&**settings)?, shared.lobby.clone(), on_request)
+                .await?,
             admin: AdminServer::bind(&settings.admin)?,
         })
     }
@@ -165,7 +180,7 @@ impl Servers {
 
     /// Serves until `stop`; each server then ends in its own time.
     fn run(self, host: &Host, tasks: &TaskTracker, stop: &CancellationToken) {
-        tasks.spawn(self.transport.run(stop.clone(), SERVERS_END));
+        tasks.spawn(self.transport.run(stop.clone(), REQUESTS_END));
         tasks.spawn(self.admin.run(host.clone(), stop.clone()));
         tasks.spawn(self.metrics.run(stop.clone()));
     }
@@ -202,7 +217,8 @@ impl Service {
         )?;
         clear_leftovers(runtime.as_ref(), ground, &name, &settings, options).await?;
         let pools = pools(&settings);
-        let gpus = monitor::look_at_gpus(&pools, gpu.as_ref(), settings.gpu.timeout).await.context("the GPUs")?;
+        let gpus =
+            monitor::look_at_gpus(&pools, gpu.as_ref(), settings.gpu.timeout).await.context("the GPUs")?;
         let facts = Arc::new(identity::facts(&loaded, capacity(&settings, &pools))?);
         telemetry.identify(facts.clone());
         let condition = Condition { gpus, ..Condition::default() };
@@ -246,19 +262,26 @@ impl Service {
             tasks.spawn(stop.clone().run_until_cancelled_owned(supervise(name, task)));
         };
         let (of, condition_in) = (shared.clone(), condition.clone());
-        background("pubsub watcher", Box::new(move || {
-            Box::pin(watchers::watch_pubsub(of.clone(), desired_in.clone(), condition_in.clone()))
-        }));
+        background(
+            "pubsub watcher",
+            Box::new(move || {
+                Box::pin(watchers::watch_pubsub(of.clone(), desired_in.clone(), condition_in.clone()))
+            }),
+        );
         let (of, condition_in) = (shared.clone(), condition.clone());
-        background("runtime watcher", Box::new(move || {
-            Box::pin(watchers::watch_runtime(of.clone(), sightings_in.clone(), condition_in.clone()))
-        }));
+        background(
+            "runtime watcher",
+            Box::new(move || {
+                Box::pin(watchers::watch_runtime(of.clone(), sightings_in.clone(), condition_in.clone()))
+            }),
+        );
         let (of, condition_out) = (shared.clone(), condition.subscribe());
         background("reports", Box::new(move || Box::pin(monitor::report(of.clone(), condition_out.clone()))));
         let (of, condition_in) = (shared.clone(), condition.clone());
-        background("figures", Box::new(move || {
-            Box::pin(monitor::collect(of.clone(), gpu.clone(), condition_in.clone()))
-        }));
+        background(
+            "figures",
+            Box::new(move || Box::pin(monitor::collect(of.clone(), gpu.clone(), condition_in.clone()))),
+        );
         let killed = CancellationToken::new();
         tasks.spawn(stop.clone().run_until_cancelled_owned(obey(signals, host.clone(), killed.clone())));
         servers.run(&host, &tasks, &stop);
@@ -269,7 +292,8 @@ impl Service {
             took_ms = host.uptime().as_secs_f64() * 1e3,
             "Entering event loop…"
         );
-        let orchestrator = Orchestrator::new(shared.clone(), Inputs { desired, sightings, drains }, condition);
+        let orchestrator =
+            Orchestrator::new(shared.clone(), Inputs { desired, sightings, drains }, condition);
         let cause = tokio::select! {
             cause = orchestrator.run() => cause,
             () = killed.cancelled() => anyhow::bail!("killed by a third signal; what is left is for --purge-leftovers"),
@@ -302,8 +326,10 @@ async fn build<P: ?Sized + 'static>(
     name: &str,
     loaded: &Loaded,
 ) -> anyhow::Result<Arc<P>> {
-    let plugin: &Plugin<P> = plugins.get(name).with_context(|| format!("there is no {kind} plugin {name:?}"))?;
-    let context = Context { state_dir: loaded.settings.paths.state.clone(), local: loaded.profile.is_local() };
+    let plugin: &Plugin<P> =
+        plugins.get(name).with_context(|| format!("there is no {kind} plugin {name:?}"))?;
+    let context =
+        Context { state_dir: loaded.settings.paths.state.clone(), local: loaded.profile.is_local() };
     let built = plugin.build(&loaded.section(kind, name), context).await;
     built.with_context(|| format!("{kind} plugin {name} cannot be used"))
 }
@@ -322,7 +348,12 @@ async fn runtime(registry: &Registry, loaded: &Loaded) -> anyhow::Result<Arc<dyn
     let info = within(limit, "asking the container engine", runtime.health()).await.with_context(|| {
         format!("runtime plugin {} has no engine to work with", loaded.settings.runtime.plugin)
     })?;
-    tracing::info!(engine = info.name, version = info.version, api = info.api_version, "container engine reached");
+    tracing::info!(
+        engine = info.name,
+        version = info.version,
+        api = info.api_version,
+        "container engine reached"
+    );
     Ok(runtime)
 }
 
@@ -352,14 +383,20 @@ async fn clear_leftovers(
 /// begin with ports its predecessor's clients still know.
 fn pools(settings: &Settings) -> Pools {
     let own = [settings.http.listen.port(), settings.metrics.listen.port()];
-    let mut ports: Vec<u16> = settings.mandelbox.port_range.numbers().filter(|port| !own.contains(port)).collect();
+    let mut ports: Vec<u16> =
+        settings.mandelbox.port_range.numbers().filter(|port| !own.contains(port)).collect();
     let begin = rand::random_range(0..ports.len().max(1));
     ports.rotate_left(begin);
     warn_of_ephemeral_ports(settings);
     let now = || tokio::time::Instant::now().into_std();
     let mandelbox = &settings.mandelbox;
-    let pools =
-        Pools::new(ports, mandelbox.port_quarantine, mandelbox.tty_range.numbers(), settings.gpu.slots_per_gpu, now);
+    let pools = Pools::new(
+        ports,
+        mandelbox.port_quarantine,
+        mandelbox.tty_range.numbers(),
+        settings.gpu.slots_per_gpu,
+        now,
+    );
     match mandelbox.capacity.map(u16::try_from) {
         Some(Ok(capacity)) => pools.limited_to(capacity, now),
         // More than there are ports or none given: no limit of its own.
@@ -443,7 +480,11 @@ async fn register(shared: &Shared, condition: &watch::Sender<Condition>) -> anyh
 async fn farewell(shared: &Shared) {
     let name = &shared.facts.name;
     let told = async {
-        if shared.board.is_empty() { shared.pubsub.unregister(name).await } else { shared.pubsub.mark_draining(name).await }
+        if shared.board.is_empty() {
+            shared.pubsub.unregister(name).await
+        } else {
+            shared.pubsub.mark_draining(name).await
+        }
     };
     if let Err(error) = within(shared.settings.pubsub.timeout, "telling that this host ends", told).await {
         tracing::warn!(error = %host_core::chain(&error), "the control plane may still believe in this host");
@@ -459,7 +500,11 @@ async fn unregister(shared: &Shared, cause: DrainCause) {
 
 fn finish(shared: &Shared, cause: DrainCause) -> anyhow::Result<()> {
     let (left, _) = shared.records.all()?;
-    anyhow::ensure!(left.is_empty(), "{} mandelboxes could not be taken down; see --purge-leftovers", left.len());
+    anyhow::ensure!(
+        left.is_empty(),
+        "{} mandelboxes could not be taken down; see --purge-leftovers",
+        left.len()
+    );
     tracing::info!(?cause, "nothing is left; the service ends");
     Ok(())
 }

@@ -65,7 +65,8 @@ impl Dispatch {
 
     /// Waits until every plugin has delivered what it holds, at most `deadline`, even for a plugin that hangs.
     pub async fn flush(&self, deadline: Duration) {
-        let flushes = self.0.plugins.iter().map(|plugin| tokio::time::timeout(deadline, plugin.flush(deadline)));
+        let flushes =
+            self.0.plugins.iter().map(|plugin| tokio::time::timeout(deadline, plugin.flush(deadline)));
         for error in join_all(flushes).await.into_iter().filter_map(|flush| flush.unwrap_or(Ok(())).err()) {
             tracing::warn!(error = %chain(&error), "a telemetry plugin may have kept records");
         }

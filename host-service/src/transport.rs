@@ -153,36 +153,17 @@ impl Server {
         lobby: Arc<Lobby>,
         on_request: Option<OnRequest>,
     ) -> Result<Self, BuildError> {
-        let Options {
-            listen,
-            certificate,
-            auth,
-            limits,
-        } = options;
+        let Options { listen, certificate, auth, limits } = options;
         let verifier = Verifier::build(&auth)?;
         let tls = Arc::new(tls::config(&certificate)?);
-        let listener = TcpListener::bind(listen)
-            .await
-            .map_err(|source| match source.kind() {
-                io::ErrorKind::AddrInUse => BuildError::Busy { listen },
-                _ => BuildError::Listen { listen, source },
-            })?;
+        let listener = TcpListener::bind(listen).await.map_err(|source| match source.kind() {
+            io::ErrorKind::AddrInUse => BuildError::Busy { listen },
+            _ => BuildError::Listen { listen, source },
+        })?;
         let tasks = TaskTracker::new();
         let bodies = Bodies::new(limits.body_limit_bytes, limits.body_timeout);
-        let handler = Handler {
-            lobby,
-            verifier,
-            bodies,
-            on_request,
-            tasks: tasks.clone(),
-        };
-        Ok(Self {
-            listener,
-            tls,
-            router: router(handler),
-            limits,
-            tasks,
-        })
+        let handler = Handler { lobby, verifier, bodies, on_request, tasks: tasks.clone() };
+        Ok(Self { listener, tls, router: router(handler), limits, tasks })
     }
 
     /// Where it listens: the port that was chosen, where `listen` said 0.
@@ -196,29 +177,13 @@ impl Server {
     /// Serves until `stop`. Then no connection is accepted, idle ones are closed, and requests in flight have `drain`
     /// to end before they are cut off. When it returns, nothing of it runs any more.
     pub async fn run(self, stop: CancellationToken, drain: Duration) {
-        let Self {
-            listener,
-            tls,
-            router,
-            limits,
-            tasks,
-        } = self;
+        let Self { listener, tls, router, limits, tasks } = self;
         let kill = CancellationToken::new();
-        let connections = Connections {
-            tls,
-            router,
-            limits,
-            tasks: tasks.clone(),
-            stop,
-            kill: kill.clone(),
-        };
+        let connections = Connections { tls, router, limits, tasks: tasks.clone(), stop, kill: kill.clone() };
         Arc::new(connections).accept(listener).await;
         tasks.close();
         if timeout(drain, tasks.wait()).await.is_err() {
-            tracing::warn!(
-                tasks = tasks.len(),
-                "cutting off requests that did not end in time"
-            );
+            tracing::warn!(tasks = tasks.len(), "cutting off requests that did not end in time");
             kill.cancel();
             tasks.wait().await;
         }
@@ -227,18 +192,13 @@ impl Server {
 
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Server")
-            .field("listener", &self.listener)
-            .finish_non_exhaustive()
+        f.debug_struct("Server").field("listener", &self.listener).finish_non_exhaustive()
     }
 }
 
 impl std::fmt::Debug for OnRequest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("OnRequest")
-            .field("user", &self.user)
-            .field("app", &self.app)
-            .finish_non_exhaustive()
+        f.debug_struct("OnRequest").field("user", &self.user).field("app", &self.app).finish_non_exhaustive()
     }
 }
 
@@ -354,10 +314,7 @@ async fn allocate(allocate: Allocate, allocation: Allocation, lobby: Arc<Lobby>)
         // Somebody has allocated it already; the request waits for that one.
         Err(error) if error.kind() == ErrorKind::Conflict => {}
         Err(error) => {
-            tracing::warn!(
-                error = host_core::chain(&error),
-                "a mandelbox could not be allocated"
-            );
+            tracing::warn!(error = host_core::chain(&error), "a mandelbox could not be allocated");
             let failure = Failure::Unavailable(format!("it could not be allocated: {error}"));
             lobby.refuse(&id, failure);
         }

@@ -66,8 +66,15 @@ pub(crate) async fn watch_pubsub(
     }
 }
 
-async fn subscribe(shared: &Shared) -> Result<BoxStream<'static, Result<DesiredState, PluginError>>, PluginError> {
-    within(shared.settings.pubsub.timeout, "watching the control plane", shared.pubsub.watch(&shared.facts.name)).await
+async fn subscribe(
+    shared: &Shared,
+) -> Result<BoxStream<'static, Result<DesiredState, PluginError>>, PluginError> {
+    within(
+        shared.settings.pubsub.timeout,
+        "watching the control plane",
+        shared.pubsub.watch(&shared.facts.name),
+    )
+    .await
 }
 
 /// Passes on what the engine does to this host's containers. Runs until it is dropped.

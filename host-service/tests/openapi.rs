@@ -23,15 +23,8 @@ fn the_clients_request_has_its_own_server_and_every_failure() {
     let document = serde_json::to_value(host_service::admin::openapi::document()).unwrap();
     let item = &document["paths"]["/json_transport"];
     assert_eq!(item["servers"][0]["url"], "https://localhost:4678");
-    let described: Vec<_> = item["put"]["responses"]
-        .as_object()
-        .unwrap()
-        .keys()
-        .cloned()
-        .collect();
-    let contract = [
-        "200", "400", "401", "403", "404", "405", "408", "409", "413", "429", "500", "503",
-    ];
+    let described: Vec<_> = item["put"]["responses"].as_object().unwrap().keys().cloned().collect();
+    let contract = ["200", "400", "401", "403", "404", "405", "408", "409", "413", "429", "500", "503"];
     assert_eq!(described, contract);
 }
 
@@ -41,17 +34,10 @@ fn every_answer_is_described_and_every_operation_has_its_name() {
     let document = serde_json::to_value(host_service::admin::openapi::document()).unwrap();
     let mut names = Vec::new();
     for (path, item) in document["paths"].as_object().unwrap() {
-        for (method, operation) in item
-            .as_object()
-            .unwrap()
-            .iter()
-            .filter(|(key, _)| *key != "servers")
-        {
+        for (method, operation) in item.as_object().unwrap().iter().filter(|(key, _)| *key != "servers") {
             names.push(operation["operationId"].as_str().unwrap().to_owned());
             for (status, answer) in operation["responses"].as_object().unwrap() {
-                let described = answer["description"]
-                    .as_str()
-                    .is_some_and(|text| !text.is_empty());
+                let described = answer["description"].as_str().is_some_and(|text| !text.is_empty());
                 assert!(described, "{method} {path}: {status} has no description");
             }
         }

@@ -68,16 +68,8 @@ const CLEAN_DEADLINE: Duration = Duration::from_secs(10);
 const PING_DEADLINE: Duration = Duration::from_secs(2);
 /// Longer than any request a test makes, shorter than a test runner's patience.
 const REQUEST_SECONDS: u64 = 60;
-const PROGRAMS: [&str; 8] = [
-    "containerd",
-    "dockerd",
-    "flock",
-    "ip",
-    "iptables",
-    "runc",
-    "setpriv",
-    "unshare",
-];
+const PROGRAMS: [&str; 8] =
+    ["containerd", "dockerd", "flock", "ip", "iptables", "runc", "setpriv", "unshare"];
 
 /// A running engine, the calling thread's stay in its network, and a share in its life.
 #[derive(Debug)]
@@ -127,19 +119,10 @@ impl Engine {
     }
 
     async fn existing(endpoint: &str) -> Result<Self> {
-        let socket = endpoint
-            .strip_prefix("unix://")
-            .context("HOST_TESTS_DOCKER: not a unix:// endpoint")?;
-        let docker = connect(Path::new(socket))
-            .await
-            .with_context(|| format!("no engine at {endpoint}"))?;
+        let socket = endpoint.strip_prefix("unix://").context("HOST_TESTS_DOCKER: not a unix:// endpoint")?;
+        let docker = connect(Path::new(socket)).await.with_context(|| format!("no engine at {endpoint}"))?;
         image::load(&docker, &image::archive()?).await?;
-        Ok(Self {
-            docker,
-            socket: socket.into(),
-            _visit: None,
-            own: None,
-        })
+        Ok(Self { docker, socket: socket.into(), _visit: None, own: None })
     }
 
     async fn open(place: fn() -> Result<Place>, scratch: bool, arguments: &[&str]) -> Result<Self> {
@@ -147,9 +130,7 @@ impl Engine {
         network::check_runtime()?;
         let place = place()?;
         let starting = place.lock_start()?;
-        let (docker, guard) = running(&place, arguments)
-            .await
-            .with_context(|| place.end_of_log())?;
+        let (docker, guard) = running(&place, arguments).await.with_context(|| place.end_of_log())?;
         image::load_once(&docker, &image::archive()?, &place.path("loaded")).await?;
         if !scratch {
             place.hold_for_runner()?;
@@ -157,18 +138,8 @@ impl Engine {
         drop(starting);
         let world = fs::read_to_string(place.path("world"))?.trim_end().parse()?;
         let socket = place.path("docker.sock");
-        let own = Own {
-            place: Some(place),
-            guard,
-            world,
-            scratch,
-        };
-        Ok(Self {
-            docker,
-            socket,
-            _visit: Some(Visit::to(world)?),
-            own: Some(own),
-        })
+        let own = Own { place: Some(place), guard, world, scratch };
+        Ok(Self { docker, socket, _visit: Some(Visit::to(world)?), own: Some(own) })
     }
 
     /// The engine's socket.
@@ -195,10 +166,7 @@ impl Engine {
     /// When the engine does not answer.
     pub async fn containers_with_label(&self, label: &str) -> Result<Vec<ContainerSummary>> {
         let filters = [("label", vec![label])].into();
-        let options = ListContainersOptionsBuilder::default()
-            .all(true)
-            .filters(&filters)
-            .build();
+        let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
         Ok(self.docker.list_containers(Some(options)).await?)
     }
 
@@ -208,17 +176,9 @@ impl Engine {
     /// When one still does after ten seconds.
     pub async fn assert_none_labelled(&self, label: &str) -> Result<()> {
         let gone = async || {
-            self.containers_with_label(label)
-                .await
-                .is_ok_and(|found| found.is_empty())
-                .then_some(())
+            self.containers_with_label(label).await.is_ok_and(|found| found.is_empty()).then_some(())
         };
-        until(
-            &format!("end of all containers labelled {label}"),
-            CLEAN_DEADLINE,
-            gone,
-        )
-        .await
+        until(&format!("end of all containers labelled {label}"), CLEAN_DEADLINE, gone).await
     }
 
     /// What containers have left in this scratch engine at this moment.
@@ -227,11 +187,8 @@ impl Engine {
     /// When the engine does not answer, or has other users.
     pub async fn leftovers(&self) -> Result<Leftovers> {
         let (own, place) = self.scratch_only()?;
-        let name = place
-            .directory()
-            .file_name()
-            .and_then(|name| name.to_str())
-            .context("a place without a name")?;
+        let name =
+            place.directory().file_name().and_then(|name| name.to_str()).context("a place without a name")?;
         Leftovers::find(&self.docker, own.world, name).await
     }
 
@@ -241,12 +198,7 @@ impl Engine {
     /// # Errors
     /// When something is still there after ten seconds; it is named.
     pub async fn assert_clean(&self) -> Result<()> {
-        let clean = async || {
-            self.leftovers()
-                .await
-                .is_ok_and(|left| left.is_empty())
-                .then_some(())
-        };
+        let clean = async || self.leftovers().await.is_ok_and(|left| left.is_empty()).then_some(());
         match until("clean engine", CLEAN_DEADLINE, clean).await {
             Ok(()) => Ok(()),
             Err(_) => bail!("left in the engine: {}", self.leftovers().await?),
@@ -334,19 +286,11 @@ impl Drop for Own {
 
 /// A client of the engine in a place, and its guard if it had to be started.
 async fn running(place: &Place, arguments: &[&str]) -> Result<(Docker, Option<Child>)> {
-    let mut guard = if place.is_guarded()? {
-        None
-    } else {
-        Some(place.start_guard(arguments)?)
-    };
+    let mut guard = if place.is_guarded()? { None } else { Some(place.start_guard(arguments)?) };
     let socket = place.path("docker.sock");
     let answer = until("answer from the engine", DEADLINE, async || {
         let ended = guard.as_mut().and_then(|guard| guard.try_wait().ok().flatten());
-        if ended.is_some() {
-            Some(None)
-        } else {
-            connect(&socket).await.map(Some)
-        }
+        if ended.is_some() { Some(None) } else { connect(&socket).await.map(Some) }
     });
     let docker = answer.await?.context("the engine ended at once")?;
     Ok((docker, guard))
@@ -355,27 +299,14 @@ async fn running(place: &Place, arguments: &[&str]) -> Result<(Docker, Option<Ch
 /// A client, if an engine answers at the socket.
 async fn connect(socket: &Path) -> Option<Docker> {
     let docker = Docker::connect_with_unix(socket.to_str()?, REQUEST_SECONDS, API_DEFAULT_VERSION).ok()?;
-    tokio::time::timeout(PING_DEADLINE, docker.ping())
-        .await
-        .ok()?
-        .ok()?;
+    tokio::time::timeout(PING_DEADLINE, docker.ping()).await.ok()?.ok()?;
     Some(docker)
 }
 
 fn check_host() -> Result<()> {
-    ensure!(
-        rustix::process::getuid().is_root(),
-        "an engine needs root: run the tests as root"
-    );
-    let lacking: Vec<_> = PROGRAMS
-        .into_iter()
-        .filter(|program| !is_program(program))
-        .collect();
-    ensure!(
-        lacking.is_empty(),
-        "this host lacks {}: `make setup` installs them",
-        lacking.join(", ")
-    );
+    ensure!(rustix::process::getuid().is_root(), "an engine needs root: run the tests as root");
+    let lacking: Vec<_> = PROGRAMS.into_iter().filter(|program| !is_program(program)).collect();
+    ensure!(lacking.is_empty(), "this host lacks {}: `make setup` installs them", lacking.join(", "));
     Ok(())
 }
 

@@ -134,17 +134,11 @@ impl Builder {
         let file = self.scratch.path().join("config.toml");
         fs::write(&file, &self.config)?;
         let mut process = Command::new(binary()?);
-        process
-            .args(command)
-            .args(["--profile", self.profile, "--config"])
-            .arg(file);
+        process.args(command).args(["--profile", self.profile, "--config"]).arg(file);
         for setting in &self.settings {
             process.args(["--set", setting]);
         }
-        process
-            .env_clear()
-            .env("PATH", std::env::var("PATH")?)
-            .envs(self.variables.iter().cloned());
+        process.env_clear().env("PATH", std::env::var("PATH")?).envs(self.variables.iter().cloned());
         Ok(process)
     }
 
@@ -183,14 +177,10 @@ impl Builder {
     /// It ended, with its log, or does not answer in time.
     pub async fn start(self) -> Result<Service> {
         let mut child = self.spawn()?;
-        let answered = until(
-            "answer on the admin socket",
-            START_DEADLINE,
-            async || match child.try_wait() {
-                Ok(None) => self.status().ok().map(Ok),
-                ended => Some(Err(anyhow::anyhow!("the service ended: {ended:?}"))),
-            },
-        );
+        let answered = until("answer on the admin socket", START_DEADLINE, async || match child.try_wait() {
+            Ok(None) => self.status().ok().map(Ok),
+            ended => Some(Err(anyhow::anyhow!("the service ended: {ended:?}"))),
+        });
         let status = match answered.await.and_then(|status| status) {
             Ok(status) => status,
             Err(error) => {
@@ -200,28 +190,17 @@ impl Builder {
             }
         };
         let address = |which: &str| -> Result<SocketAddr> {
-            let address = status["listening"][which]
-                .as_str()
-                .with_context(|| format!("no address in {status}"))?;
+            let address =
+                status["listening"][which].as_str().with_context(|| format!("no address in {status}"))?;
             Ok(address.parse()?)
         };
         let (http, metrics) = (address("http")?, address("metrics")?);
-        Ok(Service {
-            process: Process(child),
-            http,
-            metrics,
-            builder: self,
-            client: client()?,
-        })
+        Ok(Service { process: Process(child), http, metrics, builder: self, client: client()? })
     }
 
     fn status(&self) -> Result<Value> {
         let output = self.cli(&["status", "--json"])?;
-        ensure!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Ok(serde_json::from_slice(&output.stdout)?)
     }
 }
@@ -246,15 +225,8 @@ impl Service {
     #[must_use]
     pub fn with(config: &str) -> Builder {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let scratch = tempfile::Builder::new()
-            .prefix("hs")
-            .tempdir()
-            .expect("a scratch directory");
-        let name = format!(
-            "test-{}-{}",
-            std::process::id(),
-            COUNT.fetch_add(1, Ordering::Relaxed)
-        );
+        let scratch = tempfile::Builder::new().prefix("hs").tempdir().expect("a scratch directory");
+        let name = format!("test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let at = |path: &str| scratch.path().join(path).display().to_string();
         let settings = vec![
             format!("instance.name={name}"),
@@ -340,11 +312,7 @@ impl Service {
     /// It fails.
     pub fn mandelboxes(&self) -> Result<Vec<Value>> {
         let output = self.cli(&["mandelbox", "list", "--json"])?;
-        ensure!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let list: Value = serde_json::from_slice(&output.stdout)?;
         list["mandelboxes"].as_array().cloned().with_context(|| format!("no list: {list}"))
     }
@@ -356,10 +324,7 @@ impl Service {
     pub async fn put(&self, body: &Value) -> Result<Answer> {
         let url = format!("https://{}/json_transport", self.http);
         let response = self.client.put(url).json(body).send().await?;
-        Ok(Answer {
-            status: response.status().as_u16(),
-            body: response.json().await?,
-        })
+        Ok(Answer { status: response.status().as_u16(), body: response.json().await? })
     }
 
     /// Asks for a mandelbox as a client does.
@@ -367,8 +332,7 @@ impl Service {
     /// # Errors
     /// There is no answer.
     pub async fn ask(&self, id: &str, app: &str) -> Result<Answer> {
-        self.put(&json!({"mandelbox_id": id, "app_name": app, "json_data": {"dpi": 96, "id": id}}))
-            .await
+        self.put(&json!({"mandelbox_id": id, "app_name": app, "json_data": {"dpi": 96, "id": id}})).await
     }
 
     /// Asks for a mandelbox of the test image.
@@ -387,14 +351,7 @@ impl Service {
     /// It does not answer.
     pub async fn facts(&self, answer: &Answer) -> Result<Value> {
         let url = format!("http://127.0.0.1:{}/facts.json", answer.port(32262)?);
-        Ok(self
-            .client
-            .get(url)
-            .send()
-            .await?
-            .error_for_status()?
-            .json()
-            .await?)
+        Ok(self.client.get(url).send().await?.error_for_status()?.json().await?)
     }
 
     /// Sends a request to the mandelbox of `answer` itself.
@@ -411,11 +368,7 @@ impl Service {
     /// # Errors
     /// There is no answer.
     pub async fn probe(&self, path: &str) -> Result<(u16, String)> {
-        let response = self
-            .client
-            .get(format!("http://{}{path}", self.metrics))
-            .send()
-            .await?;
+        let response = self.client.get(format!("http://{}{path}", self.metrics)).send().await?;
         Ok((response.status().as_u16(), response.text().await?))
     }
 
@@ -430,9 +383,7 @@ impl Service {
             let none = self.mandelboxes().ok()?.is_empty() && held == [Some(0); 3];
             (none && fs::read_dir(self.root()).ok()?.count() == 0).then_some(())
         };
-        until("idle service", END_DEADLINE, idle)
-            .await
-            .with_context(|| self.log())
+        until("idle service", END_DEADLINE, idle).await.with_context(|| self.log())
     }
 
     /// Sends a signal.
@@ -450,10 +401,7 @@ impl Service {
     /// It goes on.
     pub async fn ended(&mut self) -> Result<ExitStatus> {
         let child = &mut self.process.0;
-        let ended = until("end of the service", END_DEADLINE, async || {
-            child.try_wait().ok().flatten()
-        })
-        .await;
+        let ended = until("end of the service", END_DEADLINE, async || child.try_wait().ok().flatten()).await;
         ended.with_context(|| self.builder.log())
     }
 
@@ -465,12 +413,7 @@ impl Service {
         self.signal(Signal::INT)?;
         let status = self.ended().await?;
         ensure!(status.success(), "{status}\n{}", self.log());
-        ensure!(
-            !self.root().exists(),
-            "{} is left\n{}",
-            self.root().display(),
-            self.log()
-        );
+        ensure!(!self.root().exists(), "{} is left\n{}", self.root().display(), self.log());
         ensure!(!self.state().exists(), "{} is left", self.state().display());
         Ok(())
     }
@@ -502,25 +445,15 @@ impl Drop for Process {
 fn client() -> Result<reqwest::Client> {
     // A second installation fails, and the first one is this one.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = reqwest::Client::builder()
-        .tls_danger_accept_invalid_certs(true)
-        .timeout(END_DEADLINE);
+    let client = reqwest::Client::builder().tls_danger_accept_invalid_certs(true).timeout(END_DEADLINE);
     Ok(client.build()?)
 }
 
 /// The binary of the same build as this test.
 fn binary() -> Result<PathBuf> {
     let test = std::env::current_exe()?;
-    let directory = test
-        .ancestors()
-        .find(|directory| directory.join(".cargo-lock").exists());
-    let binary = directory
-        .context("not run from a target directory")?
-        .join("host-service");
-    ensure!(
-        binary.exists(),
-        "{} is not built; run `cargo build -p host-service`",
-        binary.display()
-    );
+    let directory = test.ancestors().find(|directory| directory.join(".cargo-lock").exists());
+    let binary = directory.context("not run from a target directory")?.join("host-service");
+    ensure!(binary.exists(), "{} is not built; run `cargo build -p host-service`", binary.display());
     Ok(binary)
 }

@@ -18,11 +18,7 @@ async fn a_request_becomes_a_running_mandelbox_and_leaves_nothing() -> Result<()
 
     let facts = service.facts(&answer).await?;
     assert_eq!(facts["id"], "loop-1");
-    assert_eq!(
-        facts["aes_key"].as_str(),
-        answer.aes_key(),
-        "client and mandelbox share the key"
-    );
+    assert_eq!(facts["aes_key"].as_str(), answer.aes_key(), "client and mandelbox share the key");
     assert_eq!(facts["aes_key_is_32_hex_digits"], true);
     assert_eq!(facts["config_json"], r#"{"dpi":96,"id":"loop-1"}"#);
     assert_eq!(facts["host_ports"]["32262/tcp"], answer.port(32262)?);
@@ -49,10 +45,7 @@ async fn a_request_becomes_a_running_mandelbox_and_leaves_nothing() -> Result<()
 #[tokio::test]
 async fn a_mandelbox_is_confined_as_the_settings_say() -> Result<()> {
     let engine = Engine::shared().await?;
-    let service = Service::on(&engine)
-        .set("mandelbox.limits.pids=77")
-        .start()
-        .await?;
+    let service = Service::on(&engine).set("mandelbox.limits.pids=77").start().await?;
     let answer = service.spin_up("confined").await?;
     let facts = service.facts(&answer).await?;
     // SETPCAP MKNOD AUDIT_WRITE CHOWN NET_RAW DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID NET_BIND_SERVICE SYS_CHROOT
@@ -65,10 +58,7 @@ async fn a_mandelbox_is_confined_as_the_settings_say() -> Result<()> {
         "whole pages of 6552550944"
     );
     assert_eq!(facts["seccomp"].to_string(), "2", "a filter is in force");
-    assert_eq!(
-        facts["nvidia_visible_devices"], "void",
-        "a simulated GPU opens no real one"
-    );
+    assert_eq!(facts["nvidia_visible_devices"], "void", "a simulated GPU opens no real one");
     service.end_cleanly().await
 }
 
@@ -90,10 +80,7 @@ async fn twenty_at_once_are_twenty_different_mandelboxes() -> Result<()> {
     ports.dedup();
     assert_eq!(ports.len(), 60, "no port is given twice");
     let mandelboxes = service.mandelboxes()?;
-    let mut ttys: Vec<_> = mandelboxes
-        .iter()
-        .map(|mandelbox| mandelbox["tty"].as_u64())
-        .collect();
+    let mut ttys: Vec<_> = mandelboxes.iter().map(|mandelbox| mandelbox["tty"].as_u64()).collect();
     ttys.sort_unstable();
     ttys.dedup();
     assert_eq!(ttys.len(), 20, "no TTY is given twice");
@@ -111,37 +98,25 @@ async fn startup_data_is_taken_once_and_the_same_request_gets_the_same_answer() 
     let other = json!({"mandelbox_id": "once", "app_name": "test/mandelbox", "json_data": {"dpi": 1}});
     let other = service.put(&other).await?;
     assert_eq!((other.status, other.code()), (409, Some("already_delivered")));
-    assert_eq!(
-        service.facts(&answer).await?["config_json"],
-        r#"{"dpi":96,"id":"once"}"#
-    );
+    assert_eq!(service.facts(&answer).await?["config_json"], r#"{"dpi":96,"id":"once"}"#);
     service.end_cleanly().await
 }
 
 #[tokio::test]
 async fn a_failed_spin_up_is_undone_and_disturbs_nobody() -> Result<()> {
     let engine = Engine::shared().await?;
-    let service = Service::on(&engine)
-        .set("mandelbox.timeouts.application=1s")
-        .start()
-        .await?;
+    let service = Service::on(&engine).set("mandelbox.timeouts.application=1s").start().await?;
     let healthy = service.spin_up("healthy").await?;
     for app in ["test/exit-at-once", "test/never-ready", "test/does-not-exist"] {
         let answer = service.ask(&app.replace('/', "-"), app).await?;
-        assert_eq!(
-            (answer.status, answer.code()),
-            (500, Some("spin_up_failed")),
-            "{app}: {answer:?}"
-        );
+        assert_eq!((answer.status, answer.code()), (500, Some("spin_up_failed")), "{app}: {answer:?}");
     }
     let one_left = async || {
         let containers = engine.containers_with_label(&service.label()).await.ok()?;
         let held = service.status().ok()?["leases"]["ports"]["held"].as_u64()?;
         (containers.len() == 1 && held == 3).then_some(())
     };
-    until("only the healthy one", SOON, one_left)
-        .await
-        .with_context(|| service.log())?;
+    until("only the healthy one", SOON, one_left).await.with_context(|| service.log())?;
     assert_eq!(service.facts(&healthy).await?["id"], "healthy");
     service.end_cleanly().await
 }
@@ -149,10 +124,7 @@ async fn a_failed_spin_up_is_undone_and_disturbs_nobody() -> Result<()> {
 #[tokio::test]
 async fn exhaustion_says_who_holds_what_and_ends_with_the_holder() -> Result<()> {
     let engine = Engine::shared().await?;
-    let service = Service::on(&engine)
-        .set("mandelbox.tty_range=10-11")
-        .start()
-        .await?;
+    let service = Service::on(&engine).set("mandelbox.tty_range=10-11").start().await?;
     let first = service.spin_up("first").await?;
     service.spin_up("second").await?;
     assert_eq!(service.ask("third", "test/mandelbox").await?.status, 500);
@@ -180,35 +152,22 @@ async fn links_planted_inside_lead_nowhere() -> Result<()> {
     let mappings = service.root().join("attack/resourceMappings");
     let config = mappings.join("config.json").symlink_metadata()?;
     assert!(config.is_file() || config.is_symlink());
-    ensure!(
-        !std::path::Path::new("/host-canary").exists(),
-        "a file was written outside"
-    );
+    ensure!(!std::path::Path::new("/host-canary").exists(), "a file was written outside");
     service.end_cleanly().await
 }
 
 #[tokio::test]
 async fn the_row_may_come_before_the_request_or_after() -> Result<()> {
     let engine = Engine::shared().await?;
-    let service = Service::on(&engine)
-        .set("mandelbox.allocate_on_request=false")
-        .start()
-        .await?;
+    let service = Service::on(&engine).set("mandelbox.allocate_on_request=false").start().await?;
     let allocate = |id: &str| service.cli(&["mandelbox", "allocate", "test/mandelbox", "--id", id]);
 
     ensure!(allocate("row-first")?.status.success());
     service.spin_up("row-first").await?;
 
     let (answer, allocated) = tokio::join!(service.spin_up("request-first"), async {
-        let waiting = async || {
-            service
-                .probe("/metrics")
-                .await
-                .ok()?
-                .1
-                .contains("waiting_requests 1.0")
-                .then_some(())
-        };
+        let waiting =
+            async || service.probe("/metrics").await.ok()?.1.contains("waiting_requests 1.0").then_some(());
         until("waiting request", SOON, waiting).await?;
         allocate("request-first")
     });
@@ -254,10 +213,7 @@ async fn an_operator_sees_and_stops_a_mandelbox() -> Result<()> {
     let stop = service.cli(&["mandelbox", "stop", "seen"])?;
     ensure!(stop.status.success(), "{}", String::from_utf8_lossy(&stop.stderr));
     service.idle().await?;
-    assert_eq!(
-        service.cli(&["mandelbox", "inspect", "seen"])?.status.code(),
-        Some(1)
-    );
+    assert_eq!(service.cli(&["mandelbox", "inspect", "seen"])?.status.code(), Some(1));
     service.end_cleanly().await
 }
 
@@ -293,11 +249,7 @@ async fn a_drain_lets_sessions_end_and_refuses_new_ones() -> Result<()> {
     until("drain", SOON, draining).await?;
     let refused = service.ask("late", "test/mandelbox").await?;
     assert_eq!((refused.status, refused.code()), (503, Some("draining")));
-    assert_eq!(
-        service.facts(&session).await?["id"],
-        "session",
-        "the session goes on"
-    );
+    assert_eq!(service.facts(&session).await?["id"], "session", "the session goes on");
     let _ = service.post(&session, "/exit?code=0").await;
     ensure!(service.ended().await?.success(), "{}", service.log());
     engine.assert_none_labelled(&service.label()).await
@@ -331,25 +283,14 @@ async fn what_a_killed_service_leaves_is_found_and_purged_exactly() -> Result<()
     let refused = until("refusal", SOON, async || refused.try_wait().ok().flatten()).await?;
     assert_eq!(refused.code(), Some(1));
     let log = builder.log();
-    ensure!(
-        log.contains("orphan") && log.contains("--purge-leftovers"),
-        "{log}"
-    );
-    assert_eq!(
-        engine.containers_with_label(&label).await?.len(),
-        1,
-        "a refusal touches nothing"
-    );
+    ensure!(log.contains("orphan") && log.contains("--purge-leftovers"), "{log}");
+    assert_eq!(engine.containers_with_label(&label).await?.len(), 1, "a refusal touches nothing");
 
     let service = builder.argument("--purge-leftovers").start().await?;
     engine.assert_none_labelled(&label).await?;
     service.spin_up("orphan").await?;
     service.end_cleanly().await?;
-    assert_eq!(
-        engine.containers_with_label(&bystander.label()).await?.len(),
-        1,
-        "another host's stays"
-    );
+    assert_eq!(engine.containers_with_label(&bystander.label()).await?.len(), 1, "another host's stays");
     bystander.end_cleanly().await
 }
 
@@ -478,11 +419,7 @@ mod scratch {
             .await?;
         engine.freeze().await?;
         let answer = service.ask("frozen", "test/mandelbox").await?;
-        assert_eq!(
-            (answer.status, answer.code()),
-            (500, Some("spin_up_failed")),
-            "{answer:?}"
-        );
+        assert_eq!((answer.status, answer.code()), (500, Some("spin_up_failed")), "{answer:?}");
         engine.thaw().await?;
         service.idle().await?;
         engine.assert_clean().await?;

@@ -18,10 +18,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Starts a container that waits for a client which never comes, with one port published.
 async fn run_container(engine: &Engine, name: &str) -> Result<()> {
-    let port = PortBinding {
-        host_ip: None,
-        host_port: Some("40000".into()),
-    };
+    let port = PortBinding { host_ip: None, host_port: Some("40000".into()) };
     let host_config = HostConfig {
         binds: Some(vec!["/tmp:/fractal/resourceMappings:ro".into()]),
         port_bindings: Some([("32262/tcp".into(), Some(vec![port]))].into()),
@@ -45,10 +42,7 @@ async fn remove_container(engine: &Engine, name: &str) -> Result<()> {
 
 async fn is_running(engine: &Engine, name: &str) -> Result<bool> {
     let container = engine.client().inspect_container(name, None).await?;
-    Ok(container
-        .state
-        .and_then(|state| state.running)
-        .unwrap_or_default())
+    Ok(container.state.and_then(|state| state.running).unwrap_or_default())
 }
 
 async fn answers(engine: &Engine) -> bool {
@@ -63,24 +57,13 @@ fn traces(directory: &Path) -> Vec<String> {
     roots.push("/sys/fs/cgroup".into());
     let groups = roots.iter().map(|root| root.join(name));
     let places = groups.chain([directory.to_owned(), directory.with_extension("gone")]);
-    let mut found: Vec<_> = places
-        .filter(|path| path.exists())
-        .map(|path| path.display().to_string())
-        .collect();
+    let mut found: Vec<_> =
+        places.filter(|path| path.exists()).map(|path| path.display().to_string()).collect();
 
     let text = directory.to_string_lossy();
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    found.extend(
-        mounts
-            .lines()
-            .filter(|line| line.contains(&*text))
-            .map(str::to_owned),
-    );
-    found.extend(
-        processes_of(directory)
-            .into_iter()
-            .map(|(_, command_line)| command_line),
-    );
+    found.extend(mounts.lines().filter(|line| line.contains(&*text)).map(str::to_owned));
+    found.extend(processes_of(directory).into_iter().map(|(_, command_line)| command_line));
     found
 }
 
@@ -91,37 +74,23 @@ fn processes_of(directory: &Path) -> Vec<(Pid, String)> {
         let number = path.file_name()?.to_str()?.parse().ok()?;
         let command_line = fs::read(path.join("cmdline")).ok()?;
         let command_line = String::from_utf8_lossy(&command_line).replace('\0', " ");
-        command_line
-            .contains(&*text)
-            .then_some((Pid::from_raw(number)?, command_line))
+        command_line.contains(&*text).then_some((Pid::from_raw(number)?, command_line))
     });
     processes.collect()
 }
 
 fn entries(directory: &str) -> Vec<PathBuf> {
-    fs::read_dir(directory)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-        .collect()
+    fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
 async fn no_trace(directory: &Path) -> Result<()> {
     let gone = async || traces(directory).is_empty().then_some(());
-    until("end of all traces", DEADLINE, gone)
-        .await
-        .with_context(|| traces(directory).join("\n"))
+    until("end of all traces", DEADLINE, gone).await.with_context(|| traces(directory).join("\n"))
 }
 
 fn directory_of(endpoint: &str) -> Result<PathBuf> {
-    let socket = endpoint
-        .strip_prefix("unix://")
-        .context("not a unix:// endpoint")?;
-    Ok(Path::new(socket)
-        .parent()
-        .context("a socket without a directory")?
-        .to_owned())
+    let socket = endpoint.strip_prefix("unix://").context("not a unix:// endpoint")?;
+    Ok(Path::new(socket).parent().context("a socket without a directory")?.to_owned())
 }
 
 /// Another process, which holds an engine or runs one that does; dropping it kills it.
@@ -162,11 +131,7 @@ impl Drop for Holder {
 /// A process that holds an engine of its own, or the one that all processes with this `TMPDIR` share.
 fn test_engine(kind: &str, temporary: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_test-engine"));
-    command
-        .arg(kind)
-        .env("TMPDIR", temporary)
-        .env_remove("NEXTEST")
-        .env_remove("CARGO");
+    command.arg(kind).env("TMPDIR", temporary).env_remove("NEXTEST").env_remove("CARGO");
     command
 }
 
@@ -212,9 +177,7 @@ mod scratch {
         let mut user = Holder::start(&mut test_engine("scratch", temporary.path()))?;
         let directory = directory_of(&user.line()?)?;
         let processes = processes_of(&directory);
-        let guard = processes
-            .iter()
-            .find(|(_, line)| line.starts_with("bash") && line.contains("guard.sh"));
+        let guard = processes.iter().find(|(_, line)| line.starts_with("bash") && line.contains("guard.sh"));
         kill_process(guard.context("no guard")?.0, Signal::KILL)?;
         drop(user);
         let gone = async || processes_of(&directory).is_empty().then_some(());
@@ -242,20 +205,10 @@ mod scratch {
     async fn killed_under_live_restore_it_finds_its_containers_running() -> Result<()> {
         let engine = Engine::scratch_with(&["--live-restore"]).await?;
         run_container(&engine, "box").await?;
-        let before = engine
-            .client()
-            .inspect_container("box", None)
-            .await?
-            .state
-            .context("no state")?;
+        let before = engine.client().inspect_container("box", None).await?.state.context("no state")?;
         engine.kill().await?;
         engine.start().await?;
-        let after = engine
-            .client()
-            .inspect_container("box", None)
-            .await?
-            .state
-            .context("no state")?;
+        let after = engine.client().inspect_container("box", None).await?.state.context("no state")?;
         assert_eq!((after.running, after.pid), (Some(true), before.pid));
         assert_eq!(after.started_at, before.started_at);
         Ok(())
@@ -325,9 +278,7 @@ mod scratch {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn refuses_a_runtime_whose_threads_could_not_follow() {
-        let error = Engine::scratch()
-            .await
-            .expect_err("an engine for several threads");
+        let error = Engine::scratch().await.expect_err("an engine for several threads");
         assert!(error.to_string().contains("plain #[tokio::test]"), "{error:#}");
     }
 }
@@ -354,13 +305,8 @@ mod shared {
         let temporary = tempfile::tempdir()?;
         // A runner: it runs one test, whose engine must outlive it, and then waits for the end of its input.
         let mut runner = Command::new("bash");
-        runner
-            .arg("-c")
-            .arg("\"$0\" shared </dev/null && echo 'end of the test' && cat");
-        runner
-            .arg(env!("CARGO_BIN_EXE_test-engine"))
-            .env("TMPDIR", temporary.path())
-            .env("NEXTEST", "1");
+        runner.arg("-c").arg("\"$0\" shared </dev/null && echo 'end of the test' && cat");
+        runner.arg(env!("CARGO_BIN_EXE_test-engine")).env("TMPDIR", temporary.path()).env("NEXTEST", "1");
         let mut runner = Holder::start(&mut runner)?;
         let directory = directory_of(&runner.line()?)?;
         while runner.line()? != "end of the test" {}
@@ -372,22 +318,10 @@ mod shared {
     #[tokio::test]
     async fn has_the_images_and_cannot_be_killed() -> Result<()> {
         let engine = Engine::shared().await?;
-        for name in [
-            "browsers/chrome",
-            "test/mandelbox",
-            "test/exit-at-once",
-            "test/symlink-attack",
-        ] {
-            engine
-                .client()
-                .inspect_image(&format!("{name}:current-build"))
-                .await
-                .context(name)?;
+        for name in ["browsers/chrome", "test/mandelbox", "test/exit-at-once", "test/symlink-attack"] {
+            engine.client().inspect_image(&format!("{name}:current-build")).await.context(name)?;
         }
-        let refusal = engine
-            .kill()
-            .await
-            .expect_err("a shared engine that could be killed");
+        let refusal = engine.kill().await.expect_err("a shared engine that could be killed");
         assert!(refusal.to_string().contains("scratch"), "{refusal:#}");
         Ok(())
     }

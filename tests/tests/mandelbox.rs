@@ -38,10 +38,7 @@ impl Mandelbox {
         fs::set_permissions(mappings.path(), Permissions::from_mode(0o755))?;
         let body = ContainerCreateBody {
             image: Some(format!("test/{image}:current-build")),
-            env: Some(vec![
-                "FRACTAL_MANDELBOX_ID=box-1".into(),
-                "FRACTAL_AES_KEY=secret".into(),
-            ]),
+            env: Some(vec!["FRACTAL_MANDELBOX_ID=box-1".into(), "FRACTAL_AES_KEY=secret".into()]),
             exposed_ports: Some(vec!["32262/tcp".into(), "32263/udp".into(), "32273/tcp".into()]),
             tty: Some(true),
             host_config: Some(host_config(mappings.path())),
@@ -50,22 +47,14 @@ impl Mandelbox {
         let options = CreateContainerOptionsBuilder::default().name(image).build();
         engine.client().create_container(Some(options), body).await?;
         engine.client().start_container(image, None).await?;
-        Ok(Self {
-            engine,
-            mappings,
-            name: image,
-        })
+        Ok(Self { engine, mappings, name: image })
     }
 
     /// Does the host's part: the files, then `.ready`, none of them through a link.
     fn make_ready(&self) -> Result<()> {
-        for (name, content) in [
-            ("tty", "12"),
-            ("gpu_index", "0"),
-            ("timeout", "30"),
-            ("config.json", "{}"),
-            (".ready", ""),
-        ] {
+        for (name, content) in
+            [("tty", "12"), ("gpu_index", "0"), ("timeout", "30"), ("config.json", "{}"), (".ready", "")]
+        {
             fs::write(self.mappings.path().join("new"), content)?;
             fs::rename(self.mappings.path().join("new"), self.mappings.path().join(name))?;
         }
@@ -74,10 +63,7 @@ impl Mandelbox {
 
     async fn until_announced(&self) -> Result<()> {
         let announcement = self.mappings.path().join("done_sleeping_until_X_clients");
-        until("announcement", DEADLINE, async || {
-            announcement.exists().then_some(())
-        })
-        .await
+        until("announcement", DEADLINE, async || announcement.exists().then_some(())).await
     }
 
     async fn state(&self) -> Result<ContainerState> {
@@ -87,10 +73,7 @@ impl Mandelbox {
 
     /// The exit code, once there is one.
     async fn end(&self) -> Result<Option<i64>> {
-        let mut wait = self
-            .engine
-            .client()
-            .wait_container(self.name, None::<WaitContainerOptions>);
+        let mut wait = self.engine.client().wait_container(self.name, None::<WaitContainerOptions>);
         // A code other than 0 is an error to bollard, and the state has it anyway.
         let _code = tokio::time::timeout(DEADLINE, wait.next()).await?;
         Ok(self.state().await?.exit_code)
@@ -98,29 +81,20 @@ impl Mandelbox {
 
     async fn stop(&self) -> Result<Option<i64>> {
         let grace = StopContainerOptionsBuilder::default().t(1).build();
-        self.engine
-            .client()
-            .stop_container(self.name, Some(grace))
-            .await?;
+        self.engine.client().stop_container(self.name, Some(grace)).await?;
         self.end().await
     }
 
     async fn remove(self) -> Result<()> {
         let force = RemoveContainerOptionsBuilder::default().force(true).build();
-        self.engine
-            .client()
-            .remove_container(self.name, Some(force))
-            .await?;
+        self.engine.client().remove_container(self.name, Some(force)).await?;
         self.engine.assert_clean().await
     }
 }
 
 fn host_config(mappings: &Path) -> HostConfig {
     let port = |port: &str, on_host: &str| {
-        let binding = PortBinding {
-            host_ip: None,
-            host_port: Some(on_host.into()),
-        };
+        let binding = PortBinding { host_ip: None, host_port: Some(on_host.into()) };
         (port.to_owned(), Some(vec![binding]))
     };
     let fuse = DeviceMapping {
@@ -131,12 +105,7 @@ fn host_config(mappings: &Path) -> HostConfig {
     HostConfig {
         binds: Some(vec![format!("{}:/fractal/resourceMappings", mappings.display())]),
         port_bindings: Some(
-            [
-                port("32262/tcp", "4001"),
-                port("32263/udp", "4002"),
-                port("32273/tcp", "4003"),
-            ]
-            .into(),
+            [port("32262/tcp", "4001"), port("32263/udp", "4002"), port("32273/tcp", "4003")].into(),
         ),
         cap_drop: Some(vec!["ALL".into()]),
         cap_add: Some(vec!["KILL".into()]),
@@ -154,24 +123,15 @@ fn host_config(mappings: &Path) -> HostConfig {
 /// Sends one request to a published port and returns the answer's body.
 async fn request(port: u16, line: &str) -> Result<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
-    stream
-        .write_all(format!("{line} HTTP/1.1\r\nHost: box\r\n\r\n").as_bytes())
-        .await?;
+    stream.write_all(format!("{line} HTTP/1.1\r\nHost: box\r\n\r\n").as_bytes()).await?;
     let mut answer = String::new();
     tokio::time::timeout(DEADLINE, stream.read_to_string(&mut answer)).await??;
-    Ok(answer
-        .split_once("\r\n\r\n")
-        .context("an answer without an end of its head")?
-        .1
-        .to_owned())
+    Ok(answer.split_once("\r\n\r\n").context("an answer without an end of its head")?.1.to_owned())
 }
 
 /// The mount at a path in the container.
 fn mount<'a>(facts: &'a Value, target: &str) -> Option<&'a Value> {
-    facts["mounts"]
-        .as_array()?
-        .iter()
-        .find(|mount| mount["target"] == target)
+    facts["mounts"].as_array()?.iter().find(|mount| mount["target"] == target)
 }
 
 mod scratch {
@@ -192,10 +152,7 @@ mod scratch {
         let length = tokio::time::timeout(DEADLINE, socket.recv(&mut answer)).await??;
         assert_eq!(&answer[..length], b"box-1");
 
-        assert_eq!(
-            (&facts["id"], &facts["tty"], &facts["pid"]),
-            (&"box-1".into(), &12.into(), &1.into())
-        );
+        assert_eq!((&facts["id"], &facts["tty"], &facts["pid"]), (&"box-1".into(), &12.into(), &1.into()));
         assert_eq!(
             (&facts["aes_key"], &facts["aes_key_is_32_hex_digits"]),
             (&"secret".into(), &false.into())
@@ -205,18 +162,12 @@ mod scratch {
             (&facts["cap_eff"], &facts["cap_bnd"]),
             (&"0000000000000020".into(), &"0000000000000020".into())
         );
-        assert_eq!(
-            (&facts["no_new_privs"], &facts["seccomp"]),
-            (&1.into(), &2.into())
-        );
+        assert_eq!((&facts["no_new_privs"], &facts["seccomp"]), (&1.into(), &2.into()));
         assert_eq!(
             (&facts["memory_limit_bytes"], &facts["pids_limit"]),
             (&MEMORY_BYTES.into(), &PIDS.into())
         );
-        assert_eq!(
-            mount(&facts, "/dev/shm").context("no /dev/shm")?["size_bytes"],
-            SHM_BYTES
-        );
+        assert_eq!(mount(&facts, "/dev/shm").context("no /dev/shm")?["size_bytes"], SHM_BYTES);
         assert_eq!(mount(&facts, "/run").context("no /run")?["size_bytes"], 1 << 20);
         let fuse = serde_json::json!({ "path": "/dev/fuse", "opens": true });
         assert!(facts["devices"].as_array().context("no devices")?.contains(&fuse));
@@ -268,18 +219,8 @@ mod scratch {
         mandelbox.make_ready()?;
         let page = async || request(4001, "GET /").await.ok();
         assert!(until("page", DEADLINE, page).await?.contains("box-1"));
-        assert!(
-            !mandelbox
-                .mappings
-                .path()
-                .join("done_sleeping_until_X_clients")
-                .exists()
-        );
-        mandelbox
-            .engine
-            .client()
-            .kill_container("never-ready", None::<KillContainerOptions>)
-            .await?;
+        assert!(!mandelbox.mappings.path().join("done_sleeping_until_X_clients").exists());
+        mandelbox.engine.client().kill_container("never-ready", None::<KillContainerOptions>).await?;
         mandelbox.remove().await
     }
 
@@ -289,13 +230,7 @@ mod scratch {
         mandelbox.make_ready()?;
         let page = async || request(4001, "GET /").await.ok();
         until("page", DEADLINE, page).await?;
-        assert!(
-            !mandelbox
-                .mappings
-                .path()
-                .join("done_sleeping_until_X_clients")
-                .exists()
-        );
+        assert!(!mandelbox.mappings.path().join("done_sleeping_until_X_clients").exists());
         mandelbox.until_announced().await?;
         mandelbox.remove().await
     }

@@ -46,11 +46,7 @@ impl Rules<'_> {
     fn ports(&mut self) {
         let mandelbox = &self.settings.mandelbox;
         let range = mandelbox.port_range;
-        self.refuse_if(
-            range.start < LOWEST_PORT,
-            &["mandelbox.port_range"],
-            "must be within 1025-65535",
-        );
+        self.refuse_if(range.start < LOWEST_PORT, &["mandelbox.port_range"], "must be within 1025-65535");
         let ttys = mandelbox.tty_range;
         self.refuse_if(
             ttys.start < 1 || ttys.end > LAST_TTY,
@@ -58,11 +54,7 @@ impl Rules<'_> {
             "must be within 1-63",
         );
         let distinct: BTreeSet<_> = mandelbox.ports.iter().collect();
-        self.refuse_if(
-            distinct.len() < mandelbox.ports.len(),
-            &["mandelbox.ports"],
-            "a port is named twice",
-        );
+        self.refuse_if(distinct.len() < mandelbox.ports.len(), &["mandelbox.ports"], "a port is named twice");
         self.refuse_if(
             mandelbox.ports.len() > range.count(),
             &["mandelbox.ports", "mandelbox.port_range"],
@@ -109,11 +101,7 @@ impl Rules<'_> {
         }
         for (name, value) in &mandelbox.environment {
             self.refuse_if(!is_variable(name), &[&extra(name)], VARIABLE);
-            self.refuse_if(
-                value.expose().contains('\0'),
-                &[&extra(name)],
-                "a variable holds no NUL",
-            );
+            self.refuse_if(value.expose().contains('\0'), &[&extra(name)], "a variable holds no NUL");
         }
     }
 
@@ -127,11 +115,7 @@ impl Rules<'_> {
         }
         for (place, tmpfs) in mandelbox.tmpfs.iter().enumerate() {
             let key = format!("mandelbox.tmpfs.{place}");
-            self.refuse_if(
-                tmpfs.size_bytes == 0,
-                &[&format!("{key}.size_bytes")],
-                "must be at least 1",
-            );
+            self.refuse_if(tmpfs.size_bytes == 0, &[&format!("{key}.size_bytes")], "must be at least 1");
             self.target(&tmpfs.target, &key, &mut taken);
         }
     }
@@ -139,11 +123,7 @@ impl Rules<'_> {
     /// `taken`: each target so far with its key, none for the service's own.
     fn target<'t>(&mut self, target: &'t Path, key: &str, taken: &mut BTreeMap<&'t Path, Option<String>>) {
         let key = format!("{key}.target");
-        self.refuse_if(
-            !is_directory(target),
-            &[&key],
-            "must be absolute, without .. and not / itself",
-        );
+        self.refuse_if(!is_directory(target), &[&key], "must be absolute, without .. and not / itself");
         let message = format!("something else is mounted at {} already", target.display());
         match taken.insert(target, Some(key.clone())) {
             None => {}
@@ -177,9 +157,7 @@ impl Rules<'_> {
     fn limits(&mut self) {
         let limits = &self.settings.mandelbox.limits;
         self.refuse_if(
-            limits
-                .memory_bytes
-                .is_some_and(|bytes| bytes < LEAST_MEMORY_BYTES),
+            limits.memory_bytes.is_some_and(|bytes| bytes < LEAST_MEMORY_BYTES),
             &["mandelbox.limits.memory_bytes"],
             "must be at least 6291456 (6 MiB), or 0 for no limit",
         );
@@ -188,19 +166,12 @@ impl Rules<'_> {
             &["mandelbox.limits.cpu_shares"],
             "must be at least 2, the kernel's least, or 0 for the engine's own",
         );
-        self.refuse_if(
-            limits.shm_bytes == 0,
-            &["mandelbox.limits.shm_bytes"],
-            "must be at least 1",
-        );
+        self.refuse_if(limits.shm_bytes == 0, &["mandelbox.limits.shm_bytes"], "must be at least 1");
     }
 
     fn stopping(&mut self) {
         let (mandelbox, drain) = (&self.settings.mandelbox, &self.settings.drain);
-        for (key, grace) in [
-            ("mandelbox.stop_grace", mandelbox.stop_grace),
-            ("drain.grace", drain.grace),
-        ] {
+        for (key, grace) in [("mandelbox.stop_grace", mandelbox.stop_grace), ("drain.grace", drain.grace)] {
             self.refuse_if(
                 grace >= mandelbox.timeouts.stop,
                 &[key, "mandelbox.timeouts.stop"],

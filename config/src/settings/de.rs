@@ -52,9 +52,7 @@ where
     D: Deserializer<'de>,
     T: FromStr<Err: Display>,
 {
-    text(from)?
-        .map(|text| text.parse().map_err(D::Error::custom))
-        .transpose()
+    text(from)?.map(|text| text.parse().map_err(D::Error::custom)).transpose()
 }
 
 /// A path; empty is `None`.
@@ -83,8 +81,5 @@ pub(crate) fn environment<'de, D: Deserializer<'de>>(
         };
         (name, value)
     };
-    Ok(BTreeMap::<String, String>::deserialize(from)?
-        .into_iter()
-        .map(classified)
-        .collect())
+    Ok(BTreeMap::<String, String>::deserialize(from)?.into_iter().map(classified).collect())
 }

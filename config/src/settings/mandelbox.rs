@@ -170,10 +170,7 @@ pub struct TmpfsSettings {
 
 impl From<&TmpfsSettings> for Tmpfs {
     fn from(settings: &TmpfsSettings) -> Self {
-        Self {
-            target: settings.target.clone(),
-            size_bytes: settings.size_bytes,
-        }
+        Self { target: settings.target.clone(), size_bytes: settings.size_bytes }
     }
 }
 

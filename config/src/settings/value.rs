@@ -135,14 +135,9 @@ impl TryFrom<String> for ImageTemplate {
     fn try_from(text: String) -> Result<Self, String> {
         let sample = text.replace("{app}", "app").replace("{environment}", "dev");
         if sample.contains(['{', '}']) {
-            return Err(format!(
-                "only {{app}} and {{environment}} are replaced, found {text:?}"
-            ));
+            return Err(format!("only {{app}} and {{environment}} are replaced, found {text:?}"));
         }
-        sample
-            .parse::<ImageRef>()
-            .map(|_| Self(text))
-            .map_err(|error| error.to_string())
+        sample.parse::<ImageRef>().map(|_| Self(text)).map_err(|error| error.to_string())
     }
 }
 
@@ -182,10 +177,7 @@ mod tests {
         let range = NumberRange::try_from("10-63".to_owned()).unwrap();
         assert_eq!((range.count(), range.to_string()), (54, "10-63".to_owned()));
         for bad in ["", "10", "63-10", "1-70000", "a-b", "-1-5"] {
-            assert!(
-                NumberRange::try_from(bad.to_owned()).is_err(),
-                "{bad:?} was accepted"
-            );
+            assert!(NumberRange::try_from(bad.to_owned()).is_err(), "{bad:?} was accepted");
         }
     }
 
@@ -193,10 +185,7 @@ mod tests {
     fn seccomp_is_a_word_or_an_absolute_path() {
         let choice = |text: &str| SeccompChoice::try_from(text.to_owned());
         assert_eq!(choice("default"), Ok(SeccompChoice::Default));
-        assert_eq!(
-            choice("/etc/x.json"),
-            Ok(SeccompChoice::File("/etc/x.json".into()))
-        );
+        assert_eq!(choice("/etc/x.json"), Ok(SeccompChoice::File("/etc/x.json".into())));
         assert!(choice("x.json").is_err());
     }
 }

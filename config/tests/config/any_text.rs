@@ -52,10 +52,7 @@ fn line() -> impl Strategy<Value = String> {
 }
 
 fn document() -> impl Strategy<Value = String> {
-    prop_oneof![
-        prop::collection::vec(line(), 0..8).prop_map(|lines| lines.join("\n")),
-        any::<String>(),
-    ]
+    prop_oneof![prop::collection::vec(line(), 0..8).prop_map(|lines| lines.join("\n")), any::<String>(),]
 }
 
 /// An answer is a configuration that can be shown, or errors that say something.
@@ -114,18 +111,13 @@ proptest! {
 /// What `config show` prints can be given back by `--set`, and says the same.
 #[test]
 fn what_is_shown_can_be_set() {
-    let before = Place::new()
-        .set("runtime.docker.nodes=[{a = 'x\"y\\z', b = [1.5, true]}]")
-        .loaded();
+    let before = Place::new().set("runtime.docker.nodes=[{a = 'x\"y\\z', b = [1.5, true]}]").loaded();
     let shown = before.effective();
-    let place = shown.iter().fold(Place::new(), |place, one| {
-        place.set(&format!("{}={}", one.key, one.value))
-    });
+    let place =
+        shown.iter().fold(Place::new(), |place, one| place.set(&format!("{}={}", one.key, one.value)));
     let after = place.loaded().effective();
     let plain = |all: &[host_config::Effective]| -> Vec<(String, String)> {
-        all.iter()
-            .map(|one| (one.key.clone(), one.value.clone()))
-            .collect()
+        all.iter().map(|one| (one.key.clone(), one.value.clone())).collect()
     };
     assert_eq!(plain(&after), plain(&shown));
     assert!(after.iter().all(|one| one.origin.is_user()));

@@ -41,10 +41,7 @@ fn the_profile_wins_over_the_defaults_and_loses_to_files() {
 #[test]
 fn tables_are_merged_and_lists_replaced() {
     let place = Place::new()
-        .file(
-            "a.toml",
-            "[http]\nmax_waiting = 7\n[mandelbox]\nports = [\"80/tcp\"]",
-        )
+        .file("a.toml", "[http]\nmax_waiting = 7\n[mandelbox]\nports = [\"80/tcp\"]")
         .file("b.toml", "[http]\nmax_connections = 9");
     let settings = place.loaded().settings;
     assert_eq!((settings.http.max_waiting, settings.http.max_connections), (7, 9));
@@ -53,9 +50,7 @@ fn tables_are_merged_and_lists_replaced() {
 
 #[test]
 fn only_toml_files_of_the_system_directory_count() {
-    let place = Place::new()
-        .system("x.toml.disabled", "nonsense")
-        .system("README", "nonsense");
+    let place = Place::new().system("x.toml.disabled", "nonsense").system("README", "nonsense");
     assert_eq!(place.shown("gpu.slots_per_gpu"), "3 (default)");
 }
 
@@ -64,19 +59,14 @@ fn a_table_as_a_variable_comes_before_its_keys() {
     let place = Place::new()
         .env("HOST_SERVICE__HTTP__MAX_WAITING", "5")
         .env("HOST_SERVICE__HTTP", "{ max_waiting = 1, max_connections = 2 }");
-    assert_eq!(
-        place.shown("http.max_waiting"),
-        "5 ($HOST_SERVICE__HTTP__MAX_WAITING)"
-    );
+    assert_eq!(place.shown("http.max_waiting"), "5 ($HOST_SERVICE__HTTP__MAX_WAITING)");
     assert_eq!(place.shown("http.max_connections"), "2 ($HOST_SERVICE__HTTP)");
 }
 
 #[test]
 fn variables_of_others_are_ignored() {
-    let place = Place::new()
-        .env("HOST_SERVICE_GPU", "x")
-        .env("host_service__gpu__poll", "x")
-        .env("PATH", "x");
+    let place =
+        Place::new().env("HOST_SERVICE_GPU", "x").env("host_service__gpu__poll", "x").env("PATH", "x");
     place.loaded();
 }
 
@@ -98,26 +88,16 @@ fn a_single_value_is_what_is_wanted() {
     assert_eq!(settings.http.listen.to_string(), "[::1]:0");
     assert_eq!(settings.mandelbox.command, ["a", "b c"]);
     assert_eq!(settings.mandelbox.environment["LEVEL"].expose(), "7");
-    assert_eq!(
-        settings.mandelbox.environment["Mixed_Case"].expose(),
-        "2024-01-01"
-    );
+    assert_eq!(settings.mandelbox.environment["Mixed_Case"].expose(), "2024-01-01");
     assert_eq!(settings.mandelbox.limits.pids, Some(9));
-    assert_eq!(
-        settings.mandelbox.limits.cpu_shares,
-        Some(2),
-        "beside it the default stays"
-    );
+    assert_eq!(settings.mandelbox.limits.cpu_shares, Some(2), "beside it the default stays");
     assert_eq!(place.shown("instance.name"), "\"123\" (--set instance.name=123)");
 }
 
 #[test]
 fn empty_texts_and_zeros_unset() {
     let place = Place::new()
-        .file(
-            "a.toml",
-            "[admin]\ngroup = \"ops\"\n[mandelbox]\ncapacity = 3\nlimits.memory_bytes = 7000000",
-        )
+        .file("a.toml", "[admin]\ngroup = \"ops\"\n[mandelbox]\ncapacity = 3\nlimits.memory_bytes = 7000000")
         .set("admin.group=")
         .set("mandelbox.capacity=0")
         .set("mandelbox.limits.memory_bytes=0")
@@ -144,15 +124,9 @@ fn the_argument_names_the_profile_before_the_variable() {
 
 #[test]
 fn everything_in_force_is_listed_in_order() {
-    let loaded = Place::new()
-        .set("runtime.docker.endpoint=unix:///x")
-        .set("telemetry.\"odd name\".level=3")
-        .loaded();
-    let keys: Vec<String> = loaded
-        .effective()
-        .into_iter()
-        .map(|effective| effective.key)
-        .collect();
+    let loaded =
+        Place::new().set("runtime.docker.endpoint=unix:///x").set("telemetry.\"odd name\".level=3").loaded();
+    let keys: Vec<String> = loaded.effective().into_iter().map(|effective| effective.key).collect();
     let mut sorted = keys.clone();
     sorted.sort();
     sorted.dedup();
@@ -167,12 +141,7 @@ fn everything_in_force_is_listed_in_order() {
     ] {
         assert!(keys.iter().any(|known| known == key), "{key} is not listed");
     }
-    assert!(
-        loaded
-            .effective()
-            .iter()
-            .any(|effective| effective.origin == Origin::Default)
-    );
+    assert!(loaded.effective().iter().any(|effective| effective.origin == Origin::Default));
 }
 
 impl Place {

@@ -23,10 +23,7 @@ impl Place {
     /// Nothing configured: the profile `localdev` by itself.
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let sources = Sources {
-            system_dir: dir.path().join("system"),
-            ..Sources::default()
-        };
+        let sources = Sources { system_dir: dir.path().join("system"), ..Sources::default() };
         Self { dir, sources }
     }
 
@@ -77,10 +74,7 @@ impl Place {
     fn errors(&self) -> Vec<String> {
         let errors = self.load().map(drop).expect_err("it was accepted");
         let dir = format!("{}/", self.dir.path().display());
-        errors
-            .iter()
-            .map(|error| error.to_string().replace(&dir, ""))
-            .collect()
+        errors.iter().map(|error| error.to_string().replace(&dir, "")).collect()
     }
 
     #[track_caller]

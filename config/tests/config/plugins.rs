@@ -39,10 +39,7 @@ fn told(place: &Place) -> String {
 #[test]
 fn a_section_is_given_to_its_plugin_as_it_was_written() {
     let loaded = Place::new()
-        .file(
-            "a.toml",
-            "[runtime.docker]\nendpoint = \"unix:///x\"\nretries = 2\n[runtime.other]\n",
-        )
+        .file("a.toml", "[runtime.docker]\nendpoint = \"unix:///x\"\nretries = 2\n[runtime.other]\n")
         .set("runtime.docker.retries=3")
         .set("runtime.docker.ratio=0.5")
         .set("runtime.docker.nodes=[{port = 1}, {port = 2}]")
@@ -53,11 +50,7 @@ fn a_section_is_given_to_its_plugin_as_it_was_written() {
     );
     assert_eq!(loaded.section("runtime", "other"), json!({}));
     assert_eq!(loaded.section("runtime", "podman"), Value::Null);
-    assert_eq!(
-        loaded.section("gpu", "poll"),
-        Value::Null,
-        "a setting of the host's is no section"
-    );
+    assert_eq!(loaded.section("gpu", "poll"), Value::Null, "a setting of the host's is no section");
     assert_eq!(loaded.sections("runtime"), ["docker", "other"]);
     assert!(loaded.sections("gpu").is_empty());
 }
@@ -97,32 +90,18 @@ fn a_plugin_that_wants_another_type_is_answered_with_the_place() {
          string; put it in quotes of TOML's to have a text: '\"123\"'"
     );
     let place = Place::new().set("runtime.docker.endpoint=\"123\"");
-    assert_eq!(
-        place.loaded().section("runtime", "docker"),
-        json!({"endpoint": "123"})
-    );
+    assert_eq!(place.loaded().section("runtime", "docker"), json!({"endpoint": "123"}));
 }
 
 #[test]
 fn what_a_plugin_misses_is_told_where_its_section_is_or_the_plugin_was_chosen() {
-    let missing = SectionError {
-        path: String::new(),
-        message: "endpoint is missing".to_owned(),
-    };
-    let told = |place: Place| {
-        place
-            .loaded()
-            .section_error("runtime", "docker", &missing)
-            .to_string()
-    };
+    let missing = SectionError { path: String::new(), message: "endpoint is missing".to_owned() };
+    let told = |place: Place| place.loaded().section_error("runtime", "docker", &missing).to_string();
     assert_eq!(
         told(Place::new().set("runtime.docker={}")),
         "runtime.docker in --set runtime.docker={}: endpoint is missing"
     );
-    assert_eq!(
-        told(Place::new()),
-        "runtime.docker of profile localdev: endpoint is missing"
-    );
+    assert_eq!(told(Place::new()), "runtime.docker of profile localdev: endpoint is missing");
 }
 
 #[test]
@@ -148,8 +127,5 @@ fn a_caller_can_give_its_own_complaints_their_place() {
         loaded.error_at("telemetry.filter", "bad").to_string(),
         "telemetry.filter of the defaults: bad"
     );
-    assert_eq!(
-        loaded.error_at("nowhere.at.all", "bad").to_string(),
-        "nowhere.at.all: bad"
-    );
+    assert_eq!(loaded.error_at("nowhere.at.all", "bad").to_string(), "nowhere.at.all: bad");
 }

@@ -42,15 +42,8 @@ fn localdev_needs_nothing_and_is_reached_from_this_machine_only() {
     assert_eq!(settings.http.listen.to_string(), "127.0.0.1:4678");
     assert!(settings.mandelbox.publish_ip.is_loopback());
     assert!(settings.mandelbox.allocate_on_request && settings.mandelbox.match_local_images);
-    assert_eq!(
-        (settings.mandelbox.pull, settings.mandelbox.client_timeout_seconds),
-        (Pull::Never, -1)
-    );
-    let chrome = settings
-        .mandelbox
-        .image
-        .image(&settings.mandelbox.default_app)
-        .unwrap();
+    assert_eq!((settings.mandelbox.pull, settings.mandelbox.client_timeout_seconds), (Pull::Never, -1));
+    let chrome = settings.mandelbox.image.image(&settings.mandelbox.default_app).unwrap();
     assert_eq!(chrome.as_str(), "browsers/chrome:current-build");
 }
 
@@ -68,15 +61,8 @@ fn deployments_check_tokens_and_name_their_own_images() {
         assert_eq!(settings.auth.mode, AuthMode::Jwt);
         assert_eq!(settings.http.listen.to_string(), "0.0.0.0:4678");
         assert_eq!(settings.mandelbox.pull, Pull::Missing);
-        let image = settings
-            .mandelbox
-            .image
-            .image(&settings.mandelbox.default_app)
-            .unwrap();
-        assert_eq!(
-            image.as_str(),
-            format!("ghcr.io/fractal/{profile}/browsers/chrome:current-build")
-        );
+        let image = settings.mandelbox.image.image(&settings.mandelbox.default_app).unwrap();
+        assert_eq!(image.as_str(), format!("ghcr.io/fractal/{profile}/browsers/chrome:current-build"));
     }
 }
 
@@ -99,9 +85,7 @@ fn what_a_profile_leaves_open_is_told_in_one_line_each() {
 
 #[test]
 fn a_mistyped_key_is_not_told_as_missing_too() {
-    let place = filled_in(Profile::Prod)
-        .set("pubsub.plugin=")
-        .set("pubsub.plugn=memory");
+    let place = filled_in(Profile::Prod).set("pubsub.plugin=").set("pubsub.plugn=memory");
     assert!(place.error().starts_with("unknown key pubsub.plugn "));
 }
 
@@ -132,13 +116,8 @@ fn the_defaults_keep_the_contract() {
     ] {
         assert_eq!(shown(key), value, "{key}");
     }
-    let names: Vec<String> = loaded
-        .settings
-        .mandelbox
-        .capabilities
-        .iter()
-        .map(|c| c.as_str().to_owned())
-        .collect();
+    let names: Vec<String> =
+        loaded.settings.mandelbox.capabilities.iter().map(|c| c.as_str().to_owned()).collect();
     let original = "AUDIT_WRITE CHOWN DAC_OVERRIDE FOWNER FSETID KILL MKNOD NET_BIND_SERVICE NET_RAW SETFCAP SETGID \
                     SETPCAP SETUID SYS_CHROOT SYS_NICE";
     assert_eq!(names.join(" "), original);
@@ -149,10 +128,7 @@ fn an_incomplete_profile_can_be_looked_at() {
     let (effective, errors) = host_config::survey(&Place::new().profile("prod").sources).unwrap();
     assert_eq!(errors.len(), 3, "{errors:?}");
     let issuer = effective.iter().find(|one| one.key == "auth.issuer").unwrap();
-    assert_eq!(
-        (issuer.value.as_str(), issuer.origin.to_string().as_str()),
-        ("\"\"", "default")
-    );
+    assert_eq!((issuer.value.as_str(), issuer.origin.to_string().as_str()), ("\"\"", "default"));
     let runtime = effective.iter().find(|one| one.key == "runtime.plugin").unwrap();
     assert_eq!(runtime.origin.to_string(), "profile prod");
 }

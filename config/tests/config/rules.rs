@@ -35,68 +35,23 @@ const BROKEN: &[(&[&str], &str)] = &[
     (&["mandelbox.tty_range=10-64"], "mandelbox.tty_range"),
     (&["mandelbox.ports=[\"1/tcp\", \"1/tcp\"]"], "mandelbox.ports"),
     (&["mandelbox.capacity=55"], "mandelbox.capacity"),
-    (
-        &["mandelbox.capacity=54", "mandelbox.port_range=2000-2100"],
-        "mandelbox.port_range",
-    ),
-    (
-        &["mandelbox.client_timeout_seconds=0"],
-        "mandelbox.client_timeout_seconds",
-    ),
-    (
-        &["mandelbox.client_timeout_seconds=-2"],
-        "mandelbox.client_timeout_seconds",
-    ),
+    (&["mandelbox.capacity=54", "mandelbox.port_range=2000-2100"], "mandelbox.port_range"),
+    (&["mandelbox.client_timeout_seconds=0"], "mandelbox.client_timeout_seconds"),
+    (&["mandelbox.client_timeout_seconds=-2"], "mandelbox.client_timeout_seconds"),
     (&["mandelbox.env.tty=1X"], "mandelbox.env.tty"),
     (&["mandelbox.env.tty=FRACTAL_AES_KEY"], "mandelbox.env.tty"),
-    (
-        &["mandelbox.environment.FRACTAL_TTY=1"],
-        "mandelbox.environment.FRACTAL_TTY",
-    ),
-    (
-        &["mandelbox.environment.\"a b\"=1"],
-        "mandelbox.environment.\"a b\"",
-    ),
-    (
-        &["mandelbox.mounts=[{source = \"a\", target = \"/a\"}]"],
-        "mandelbox.mounts[0].source",
-    ),
-    (
-        &["mandelbox.mounts=[{source = \"/a\", target = \"/\"}]"],
-        "mandelbox.mounts[0].target",
-    ),
-    (
-        &["mandelbox.mounts=[{source = \"/a\", target = \"/tmp/sockets\"}]"],
-        "mandelbox.mounts[0].target",
-    ),
-    (
-        &["mandelbox.mounts=[{source = \"/a\", target = \"/run\"}]"],
-        "mandelbox.mounts[0].target",
-    ),
-    (
-        &["mandelbox.tmpfs=[{target = \"/a\", size_bytes = 0}]"],
-        "mandelbox.tmpfs[0].size_bytes",
-    ),
-    (
-        &["mandelbox.devices=[{host = \"fuse\"}]"],
-        "mandelbox.devices[0].host",
-    ),
-    (
-        &["mandelbox.devices=[{host = \"/a\", container = \"a\"}]"],
-        "mandelbox.devices[0].container",
-    ),
-    (
-        &["mandelbox.devices=[{host = \"/a\", permissions = \"rr\"}]"],
-        "mandelbox.devices[0].permissions",
-    ),
-    (
-        &["mandelbox.devices=[{host = \"/a\", permissions = \"\"}]"],
-        "mandelbox.devices[0].permissions",
-    ),
-    (
-        &["mandelbox.limits.memory_bytes=1000"],
-        "mandelbox.limits.memory_bytes",
-    ),
+    (&["mandelbox.environment.FRACTAL_TTY=1"], "mandelbox.environment.FRACTAL_TTY"),
+    (&["mandelbox.environment.\"a b\"=1"], "mandelbox.environment.\"a b\""),
+    (&["mandelbox.mounts=[{source = \"a\", target = \"/a\"}]"], "mandelbox.mounts[0].source"),
+    (&["mandelbox.mounts=[{source = \"/a\", target = \"/\"}]"], "mandelbox.mounts[0].target"),
+    (&["mandelbox.mounts=[{source = \"/a\", target = \"/tmp/sockets\"}]"], "mandelbox.mounts[0].target"),
+    (&["mandelbox.mounts=[{source = \"/a\", target = \"/run\"}]"], "mandelbox.mounts[0].target"),
+    (&["mandelbox.tmpfs=[{target = \"/a\", size_bytes = 0}]"], "mandelbox.tmpfs[0].size_bytes"),
+    (&["mandelbox.devices=[{host = \"fuse\"}]"], "mandelbox.devices[0].host"),
+    (&["mandelbox.devices=[{host = \"/a\", container = \"a\"}]"], "mandelbox.devices[0].container"),
+    (&["mandelbox.devices=[{host = \"/a\", permissions = \"rr\"}]"], "mandelbox.devices[0].permissions"),
+    (&["mandelbox.devices=[{host = \"/a\", permissions = \"\"}]"], "mandelbox.devices[0].permissions"),
+    (&["mandelbox.limits.memory_bytes=1000"], "mandelbox.limits.memory_bytes"),
     (&["mandelbox.limits.cpu_shares=1"], "mandelbox.limits.cpu_shares"),
     (&["mandelbox.limits.shm_bytes=0"], "mandelbox.limits.shm_bytes"),
     (&["mandelbox.stop_grace=30s"], "mandelbox.stop_grace"),
@@ -136,10 +91,7 @@ fn the_bounds_themselves_are_allowed() {
         ],
         &["mandelbox.environment.EMPTY="],
     ] {
-        arguments
-            .iter()
-            .fold(Place::new(), |place, text| place.set(text))
-            .loaded();
+        arguments.iter().fold(Place::new(), |place, text| place.set(text)).loaded();
     }
 }
 
@@ -168,9 +120,6 @@ fn a_local_profile_that_checks_tokens_needs_what_any_other_needs() {
 
 #[test]
 fn a_rule_says_nothing_about_values_that_are_wrong_already() {
-    let error = Place::new()
-        .set("mandelbox.capacity=60")
-        .set("mandelbox.tty_range=all")
-        .error();
+    let error = Place::new().set("mandelbox.capacity=60").set("mandelbox.tty_range=all").error();
     assert!(error.starts_with("mandelbox.tty_range in "), "{error}");
 }

@@ -22,31 +22,21 @@ fn what_is_in_force_is_shown_without_secrets_and_given_with_them() {
     let effective = loaded.effective();
     assert!(!format!("{effective:?}").contains(SECRET));
     let shown = |key: &str| effective.iter().find(|one| one.key == key).unwrap().value.clone();
-    assert_eq!(
-        shown("pubsub.postgres.url"),
-        "\"postgres://user:********@host/db\""
-    );
+    assert_eq!(shown("pubsub.postgres.url"), "\"postgres://user:********@host/db\"");
     assert_eq!(shown("pubsub.hasura.admin_secret"), "\"********\"");
     assert_eq!(shown("telemetry.logzio.token"), "\"********\"");
     assert_eq!(shown("telemetry.logzio.level"), "3");
     assert_eq!(shown("mandelbox.environment.API_TOKEN"), "\"********\"");
     assert_eq!(shown("mandelbox.environment.PLAIN"), "\"shown\"");
     assert_eq!(loaded.section("pubsub", "memory")["password"], SECRET);
-    assert_eq!(
-        loaded.settings.mandelbox.environment["API_TOKEN"].expose(),
-        SECRET
-    );
+    assert_eq!(loaded.settings.mandelbox.environment["API_TOKEN"].expose(), SECRET);
 }
 
 #[test]
 fn paths_and_names_of_secrets_are_shown() {
     let place = Place::new().set("http.key=/k").set("http.certificate=/c");
     assert!(place.shown("http.key").starts_with("\"/k\""));
-    assert!(
-        place
-            .shown("mandelbox.env.aes_key")
-            .starts_with("\"FRACTAL_AES_KEY\"")
-    );
+    assert!(place.shown("mandelbox.env.aes_key").starts_with("\"FRACTAL_AES_KEY\""));
 }
 
 #[test]
@@ -67,12 +57,7 @@ fn errors_show_no_secret() {
         .set("runtime.sim.secret hunter2")
         .file("b.toml", "[pubsub.postgres]\npassword = hunter2\n");
     let unread = place.load().unwrap_err();
-    assert!(
-        !format!("{unread}{unread:?}")
-            .replace("secret hunter2", "")
-            .contains(SECRET),
-        "{unread}"
-    );
+    assert!(!format!("{unread}{unread:?}").replace("secret hunter2", "").contains(SECRET), "{unread}");
     let mut place = place;
     place.sources.files.pop();
     place.sources.set.pop();
@@ -89,10 +74,7 @@ fn a_plugins_complaint_about_a_secret_does_not_quote_it() {
         .set("pubsub.postgres.url=a://u:hunter2@h")
         .loaded();
     let complaint = |path: &str, message: &str| {
-        let error = host_core::registry::SectionError {
-            path: path.to_owned(),
-            message: message.to_owned(),
-        };
+        let error = host_core::registry::SectionError { path: path.to_owned(), message: message.to_owned() };
         loaded.section_error("pubsub", "postgres", &error).to_string()
     };
     assert!(!complaint("password", "invalid type: integer `20240101`, expected a string").contains("2024"));

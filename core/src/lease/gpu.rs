@@ -40,10 +40,7 @@ pub struct GpuSlots {
 impl GpuPool {
     /// No device yet; see [`GpuPool::update`].
     pub fn new(slots_per_gpu: u32) -> Self {
-        Self {
-            slots_per_gpu,
-            state: Arc::default(),
-        }
+        Self { slots_per_gpu, state: Arc::default() }
     }
 
     /// Takes over what the GPU plugin found. Devices that are gone stay known and get no new mandelbox: a host that
@@ -51,24 +48,12 @@ impl GpuPool {
     pub fn update(&self, devices: Vec<GpuDevice>, health: &[(String, GpuHealth)]) {
         let mut state = self.state();
         let lost = "it is no longer enumerated";
-        state
-            .values_mut()
-            .for_each(|slot| slot.health = GpuHealth::Unhealthy(lost.to_owned()));
+        state.values_mut().for_each(|slot| slot.health = GpuHealth::Unhealthy(lost.to_owned()));
         for device in devices {
             let told = health.iter().find(|(uuid, _)| *uuid == device.uuid);
             let health = told.map_or(GpuHealth::Healthy, |(_, health)| health.clone());
-            let holders = state
-                .remove(&device.uuid)
-                .map(|slot| slot.holders)
-                .unwrap_or_default();
-            state.insert(
-                device.uuid.clone(),
-                Slot {
-                    device,
-                    health,
-                    holders,
-                },
-            );
+            let holders = state.remove(&device.uuid).map(|slot| slot.holders).unwrap_or_default();
+            state.insert(device.uuid.clone(), Slot { device, health, holders });
         }
     }
 
@@ -82,19 +67,13 @@ impl GpuPool {
             return Ok(None);
         }
         let slots = self.slots_per_gpu as usize;
-        let room = state
-            .values_mut()
-            .filter(|s| s.health == GpuHealth::Healthy && s.holders.len() < slots);
+        let room = state.values_mut().filter(|s| s.health == GpuHealth::Healthy && s.holders.len() < slots);
         let Some(slot) = room.min_by_key(|slot| (slot.holders.len(), slot.device.index)) else {
             return Err(exhausted(&state, self.slots_per_gpu));
         };
         slot.holders.push(holder.clone());
         let device = slot.device.clone();
-        Ok(Some(GpuLease {
-            device,
-            holder: holder.clone(),
-            pool: self.clone(),
-        }))
+        Ok(Some(GpuLease { device, holder: holder.clone(), pool: self.clone() }))
     }
 
     /// Every device, by index.
@@ -107,15 +86,9 @@ impl GpuPool {
     /// How many slots the healthy devices have together; `None` on a host without GPUs.
     pub fn capacity(&self) -> Option<u32> {
         let state = self.state();
-        let healthy = state
-            .values()
-            .filter(|slot| slot.health == GpuHealth::Healthy)
-            .count();
-        (!state.is_empty()).then(|| {
-            u32::try_from(healthy)
-                .unwrap_or(u32::MAX)
-                .saturating_mul(self.slots_per_gpu)
-        })
+        let healthy = state.values().filter(|slot| slot.health == GpuHealth::Healthy).count();
+        (!state.is_empty())
+            .then(|| u32::try_from(healthy).unwrap_or(u32::MAX).saturating_mul(self.slots_per_gpu))
     }
 
     /// How many slots are held.
@@ -138,28 +111,20 @@ impl GpuPool {
 
 impl Slot {
     fn view(&self) -> GpuSlots {
-        GpuSlots {
-            device: self.device.clone(),
-            health: self.health.clone(),
-            holders: self.holders.clone(),
-        }
+        GpuSlots { device: self.device.clone(), health: self.health.clone(), holders: self.holders.clone() }
     }
 }
 
 fn exhausted(state: &BTreeMap<String, Slot>, slots_per_gpu: u32) -> Exhausted {
     let holders = state.values().flat_map(|slot| {
-        slot.holders
-            .iter()
-            .map(|holder| (format!("GPU {}", slot.device.index), holder.clone()))
+        slot.holders.iter().map(|holder| (format!("GPU {}", slot.device.index), holder.clone()))
     });
     let unhealthy = state.values().filter(|slot| slot.health != GpuHealth::Healthy);
     Exhausted {
         resource: "GPU slot",
         holders: holders.collect(),
         resting: 0,
-        unusable: unhealthy
-            .map(|slot| (slots_per_gpu as usize).saturating_sub(slot.holders.len()))
-            .sum(),
+        unusable: unhealthy.map(|slot| (slots_per_gpu as usize).saturating_sub(slot.holders.len())).sum(),
     }
 }
 
@@ -207,13 +172,8 @@ mod tests {
         let pool = GpuPool::new(2);
         let sick = ("GPU-1".to_owned(), GpuHealth::Unhealthy("XID 79".into()));
         pool.update(vec![device(0), device(1), device(2)], &[sick]);
-        let leases: Vec<_> = (0..4)
-            .map(|n| pool.lease(&id(&n.to_string())).unwrap().unwrap())
-            .collect();
-        assert_eq!(
-            leases.iter().map(|l| l.device().index).collect::<Vec<_>>(),
-            [0, 2, 0, 2]
-        );
+        let leases: Vec<_> = (0..4).map(|n| pool.lease(&id(&n.to_string())).unwrap().unwrap()).collect();
+        assert_eq!(leases.iter().map(|l| l.device().index).collect::<Vec<_>>(), [0, 2, 0, 2]);
         let error = pool.lease(&id("late")).unwrap_err();
         assert_eq!((error.holders.len(), error.unusable), (4, 2));
         drop(leases);

@@ -36,15 +36,7 @@ impl Pool {
         clock: Clock,
     ) -> Self {
         let free = numbers.into_iter().map(|number| (number, None)).collect();
-        Self {
-            what,
-            rest,
-            clock,
-            state: Arc::new(Mutex::new(State {
-                free,
-                held: BTreeMap::new(),
-            })),
-        }
+        Self { what, rest, clock, state: Arc::new(Mutex::new(State { free, held: BTreeMap::new() })) }
     }
 
     /// A free number that has rested and that `usable` accepts.
@@ -54,34 +46,20 @@ impl Pool {
     pub fn lease(&self, holder: &MandelboxId, usable: impl Fn(u16) -> bool) -> Result<Lease, Exhausted> {
         let mut state = self.state();
         let now = (self.clock)();
-        let rested = state
-            .free
-            .iter()
-            .take_while(|(_, until)| until.is_none_or(|until| until <= now))
-            .count();
-        let place = state
-            .free
-            .iter()
-            .take(rested)
-            .position(|&(number, _)| usable(number));
+        let rested =
+            state.free.iter().take_while(|(_, until)| until.is_none_or(|until| until <= now)).count();
+        let place = state.free.iter().take(rested).position(|&(number, _)| usable(number));
         let Some((number, _)) = place.and_then(|place| state.free.remove(place)) else {
             return Err(self.exhausted(&state, rested));
         };
         state.held.insert(number, holder.clone());
-        Ok(Lease {
-            value: number,
-            pool: self.clone(),
-        })
+        Ok(Lease { value: number, pool: self.clone() })
     }
 
     fn exhausted(&self, state: &State, rested: usize) -> Exhausted {
         Exhausted {
             resource: self.what,
-            holders: state
-                .held
-                .iter()
-                .map(|(number, holder)| (number.to_string(), holder.clone()))
-                .collect(),
+            holders: state.held.iter().map(|(number, holder)| (number.to_string(), holder.clone())).collect(),
             resting: state.free.len() - rested,
             unusable: rested,
         }
@@ -158,10 +136,7 @@ mod tests {
     #[test]
     fn a_number_rests_after_use() {
         let pool = Pool::new("port", [1, 2], Duration::from_secs(3), held_clock);
-        drop((
-            pool.lease(&id(), |_| true).unwrap(),
-            pool.lease(&id(), |_| true).unwrap(),
-        ));
+        drop((pool.lease(&id(), |_| true).unwrap(), pool.lease(&id(), |_| true).unwrap()));
         assert_eq!(pool.lease(&id(), |_| true).unwrap_err().resting, 2);
         NOW.set(NOW.get() + Duration::from_secs(3));
         assert!(pool.lease(&id(), |_| true).is_ok());

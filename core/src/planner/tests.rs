@@ -9,21 +9,11 @@ fn id(n: u8) -> MandelboxId {
 
 fn row(n: u8, status: MandelboxStatus) -> MandelboxRow {
     let (user, session) = ("u".parse().unwrap(), "s".parse().unwrap());
-    MandelboxRow {
-        id: id(n),
-        user,
-        session,
-        app: None,
-        status,
-        created_ms: 0,
-    }
+    MandelboxRow { id: id(n), user, session, app: None, status, created_ms: 0 }
 }
 
 fn active(mandelboxes: Vec<MandelboxRow>) -> DesiredState {
-    DesiredState {
-        instance: Some(InstanceStatus::Active),
-        mandelboxes,
-    }
+    DesiredState { instance: Some(InstanceStatus::Active), mandelboxes }
 }
 
 fn owning(entries: &[(u8, bool)]) -> Observed {
@@ -31,21 +21,12 @@ fn owning(entries: &[(u8, bool)]) -> Observed {
         .iter()
         .map(|&(n, ending)| (id(n), Owned { row: row(n, MandelboxStatus::Allocated), ending }))
         .collect();
-    Observed {
-        owned,
-        ..Observed::default()
-    }
+    Observed { owned, ..Observed::default() }
 }
 
 fn container(n: u8, engine_id: &str, state: ContainerState) -> Container {
     let labels = [(LABEL_MANDELBOX.to_owned(), id(n).to_string())].into();
-    Container {
-        id: ContainerId(engine_id.into()),
-        name: engine_id.into(),
-        labels,
-        state,
-        pid: None,
-    }
+    Container { id: ContainerId(engine_id.into()), name: engine_id.into(), labels, state, pid: None }
 }
 
 #[test]
@@ -56,27 +37,17 @@ fn every_allocated_row_is_spun_up_at_once() {
 
 #[test]
 fn what_is_owned_is_not_planned_again() {
-    for status in [
-        MandelboxStatus::Allocated,
-        MandelboxStatus::Connecting,
-        MandelboxStatus::Running,
-    ] {
+    for status in [MandelboxStatus::Allocated, MandelboxStatus::Connecting, MandelboxStatus::Running] {
         assert_eq!(plan(&active(vec![row(1, status)]), &owning(&[(1, false)])), []);
     }
 }
 
 #[test]
 fn a_row_that_vanishes_or_dies_ends_its_mandelbox_once() {
-    assert_eq!(
-        plan(&active(vec![]), &owning(&[(1, false)])),
-        [Step::End(id(1), EndReason::RowDeleted)]
-    );
+    assert_eq!(plan(&active(vec![]), &owning(&[(1, false)])), [Step::End(id(1), EndReason::RowDeleted)]);
     assert_eq!(plan(&active(vec![]), &owning(&[(1, true)])), []);
     let dying = active(vec![row(1, MandelboxStatus::Dying)]);
-    assert_eq!(
-        plan(&dying, &owning(&[(1, false)])),
-        [Step::End(id(1), EndReason::RowDying)]
-    );
+    assert_eq!(plan(&dying, &owning(&[(1, false)])), [Step::End(id(1), EndReason::RowDying)]);
     assert_eq!(plan(&dying, &owning(&[(1, true)])), []);
 }
 
@@ -90,15 +61,8 @@ fn an_id_given_away_anew_ends_the_mandelbox_of_before() {
 
 #[test]
 fn rows_without_a_mandelbox_are_forgotten() {
-    for status in [
-        MandelboxStatus::Connecting,
-        MandelboxStatus::Running,
-        MandelboxStatus::Dying,
-    ] {
-        assert_eq!(
-            plan(&active(vec![row(1, status)]), &Observed::default()),
-            [Step::Forget(row(1, status))]
-        );
+    for status in [MandelboxStatus::Connecting, MandelboxStatus::Running, MandelboxStatus::Dying] {
+        assert_eq!(plan(&active(vec![row(1, status)]), &Observed::default()), [Step::Forget(row(1, status))]);
     }
 }
 
@@ -125,14 +89,8 @@ fn a_row_that_moved_on_after_its_claim_was_lost_is_forgotten() {
 
 #[test]
 fn draining_refuses_new_rows_and_keeps_running_ones() {
-    let mandelboxes = vec![
-        row(1, MandelboxStatus::Allocated),
-        row(2, MandelboxStatus::Running),
-    ];
-    let desired = DesiredState {
-        instance: Some(InstanceStatus::Draining),
-        mandelboxes,
-    };
+    let mandelboxes = vec![row(1, MandelboxStatus::Allocated), row(2, MandelboxStatus::Running)];
+    let desired = DesiredState { instance: Some(InstanceStatus::Draining), mandelboxes };
     let steps = plan(&desired, &owning(&[(2, false)]));
     assert_eq!(
         steps,
@@ -142,22 +100,13 @@ fn draining_refuses_new_rows_and_keeps_running_ones() {
 
 #[test]
 fn a_host_without_a_row_drains() {
-    let desired = DesiredState {
-        instance: None,
-        mandelboxes: vec![],
-    };
-    assert_eq!(
-        plan(&desired, &Observed::default()),
-        [Step::Drain(DrainCause::Unregistered)]
-    );
+    let desired = DesiredState { instance: None, mandelboxes: vec![] };
+    assert_eq!(plan(&desired, &Observed::default()), [Step::Drain(DrainCause::Unregistered)]);
 }
 
 #[test]
 fn a_list_tells_deaths_and_orphans() {
-    let exit = Exit {
-        code: Some(3),
-        oom: false,
-    };
+    let exit = Exit { code: Some(3), oom: false };
     let listed = [
         container(1, "c1", ContainerState::Running),
         container(2, "c2", ContainerState::Exited(exit)),
@@ -195,7 +144,10 @@ fn observed() -> impl Strategy<Value = Observed> {
     let spent = prop::collection::btree_map(0u8..8, prop::sample::select(MandelboxStatus::ALL), 0..3);
     (any::<bool>(), owned, spent).prop_map(|(draining, owned, spent)| Observed {
         draining,
-        owned: owned.into_iter().map(|(n, ending)| (id(n), Owned { row: row(n, MandelboxStatus::Allocated), ending })).collect(),
+        owned: owned
+            .into_iter()
+            .map(|(n, ending)| (id(n), Owned { row: row(n, MandelboxStatus::Allocated), ending }))
+            .collect(),
         spent: spent.into_iter().map(|(n, status)| (id(n), row(n, status))).collect(),
     })
 }
@@ -204,7 +156,9 @@ fn observed() -> impl Strategy<Value = Observed> {
 fn begun(mut observed: Observed, steps: &[Step]) -> Observed {
     for step in steps {
         match step {
-            Step::SpinUp(row) => drop(observed.owned.insert(row.id.clone(), Owned { row: row.clone(), ending: false })),
+            Step::SpinUp(row) => {
+                drop(observed.owned.insert(row.id.clone(), Owned { row: row.clone(), ending: false }))
+            }
             Step::Refuse(row) | Step::Forget(row) => drop(observed.spent.insert(row.id.clone(), row.clone())),
             Step::End(id, _) => observed.owned.get_mut(id).unwrap().ending = true,
             Step::Drain(_) => observed.draining = true,

@@ -168,11 +168,7 @@ impl Device {
     /// The same path on both sides, with all access.
     pub fn same(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
-        Self {
-            host: path.clone(),
-            container: path,
-            permissions: "rwm".to_owned(),
-        }
+        Self { host: path.clone(), container: path, permissions: "rwm".to_owned() }
     }
 }
 
@@ -268,11 +264,7 @@ impl TryFrom<String> for Capability {
 
     fn try_from(name: String) -> Result<Self, UnknownCapability> {
         let known = CAPABILITIES.contains(&name.as_str());
-        if known {
-            Ok(Self(name))
-        } else {
-            Err(UnknownCapability(name))
-        }
+        if known { Ok(Self(name)) } else { Err(UnknownCapability(name)) }
     }
 }
 

@@ -32,11 +32,7 @@ where
         let bytes = tokio::time::timeout(DEADLINE, Bytes::from_request(request, state)).await;
         let bytes = bytes
             .map_err(|_| {
-                ApiError::new(
-                    StatusCode::REQUEST_TIMEOUT,
-                    "too_slow",
-                    "the body did not come in time",
-                )
+                ApiError::new(StatusCode::REQUEST_TIMEOUT, "too_slow", "the body did not come in time")
             })?
             .map_err(|rejection| match rejection.status() {
                 StatusCode::PAYLOAD_TOO_LARGE => ApiError::new(
@@ -51,8 +47,7 @@ where
         }
         let mut json = serde_json::Deserializer::from_slice(&bytes);
         let value: T = serde_path_to_error::deserialize(&mut json).map_err(|error| explain(&error))?;
-        json.end()
-            .map_err(|error| ApiError::malformed(error.to_string()))?;
+        json.end().map_err(|error| ApiError::malformed(error.to_string()))?;
         Ok(Self(value))
     }
 }

@@ -23,11 +23,7 @@ pub(crate) struct ApiError {
 impl ApiError {
     /// `code` is stable; `message` says what to do about it.
     pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            status,
-            code,
-            message: message.into(),
-        }
+        Self { status, code, message: message.into() }
     }
 
     /// The request itself is wrong.
@@ -71,10 +67,7 @@ pub(crate) enum NoMandelbox {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let body = ErrorView {
-            error: self.message,
-            code: self.code.to_owned(),
-        };
+        let body = ErrorView { error: self.message, code: self.code.to_owned() };
         (self.status, Json(body)).into_response()
     }
 }

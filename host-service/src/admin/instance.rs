@@ -33,11 +33,7 @@ pub(crate) async fn drain(
     State(host): State<Host>,
     Body(request): Body<DrainRequest>,
 ) -> Result<(StatusCode, Json<DrainView>), ApiError> {
-    tracing::info!(
-        force = request.force,
-        deadline_ms = request.deadline_ms,
-        "an operator orders a drain"
-    );
+    tracing::info!(force = request.force, deadline_ms = request.deadline_ms, "an operator orders a drain");
     host.drain(DrainOrder {
         cause: DrainCause::Operator,
         deadline: request.deadline_ms.map(Duration::from_millis),

@@ -30,9 +30,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let path = Path::<String>::from_request_parts(parts, state).await;
         let Path(text) = path.map_err(|rejection| ApiError::malformed(rejection.body_text()))?;
-        let id = text
-            .parse()
-            .map_err(|error: host_core::InvalidId| ApiError::malformed(error.to_string()))?;
+        let id =
+            text.parse().map_err(|error: host_core::InvalidId| ApiError::malformed(error.to_string()))?;
         Ok(Self(id))
     }
 }
@@ -43,12 +42,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
     responses((status = 200, description = "by id", body = MandelboxesView)),
 )]
 pub(crate) async fn list(State(host): State<Host>) -> Json<MandelboxesView> {
-    let mandelboxes = host
-        .board()
-        .all()
-        .iter()
-        .map(|mandelbox| show::mandelbox(mandelbox))
-        .collect();
+    let mandelboxes = host.board().all().iter().map(|mandelbox| show::mandelbox(mandelbox)).collect();
     Json(MandelboxesView { mandelboxes })
 }
 
@@ -77,23 +71,13 @@ pub(crate) async fn logs(
     query: Result<Query<LogsQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, ApiError> {
     let Query(query) = query.map_err(|rejection| ApiError::malformed(rejection.body_text()))?;
-    let options = LogOptions {
-        follow: query.follow,
-        tail: query.tail,
-    };
-    let opened = host
-        .logs(&id, options)
-        .await
-        .ok_or_else(|| ApiError::no_mandelbox(&id))?;
+    let options = LogOptions { follow: query.follow, tail: query.tail };
+    let opened = host.logs(&id, options).await.ok_or_else(|| ApiError::no_mandelbox(&id))?;
     let output = opened?.inspect_err(move |error| {
         // The status is sent already: all that is left is to break the answer off.
         tracing::warn!(mandelbox = %id, error = %chain(error), "a log broke off");
     });
-    Ok((
-        [(CONTENT_TYPE, "application/octet-stream")],
-        ResponseBody::from_stream(output),
-    )
-        .into_response())
+    Ok(([(CONTENT_TYPE, "application/octet-stream")], ResponseBody::from_stream(output)).into_response())
 }
 
 /// Stops a mandelbox and waits until it is gone
@@ -137,8 +121,5 @@ fn stopped(mandelbox: &Mandelbox) -> Result<StoppedView, ApiError> {
         let message = format!("mandelbox {} is gone without a reason", mandelbox.id());
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
     })?;
-    Ok(StoppedView {
-        id: mandelbox.id().clone(),
-        end,
-    })
+    Ok(StoppedView { id: mandelbox.id().clone(), end })
 }

@@ -84,19 +84,13 @@ impl MetricsServer {
 
 impl std::fmt::Debug for MetricsServer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MetricsServer")
-            .field("listener", &self.listener)
-            .finish_non_exhaustive()
+        f.debug_struct("MetricsServer").field("listener", &self.listener).finish_non_exhaustive()
     }
 }
 
 async fn readyz(State(ready): State<Ready>) -> impl IntoResponse {
     let readiness = ready();
-    let status = if readiness.ready {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
+    let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(readiness))
 }
 
@@ -107,26 +101,14 @@ async fn metrics(State(encode): State<Encode>) -> impl IntoResponse {
 impl Readiness {
     /// Ready means: not draining, and engine and control plane are heard.
     pub fn of(condition: &Condition) -> Self {
-        let because = |code: &str, reason: String| NotReady {
-            code: code.to_owned(),
-            reason,
-        };
+        let because = |code: &str, reason: String| NotReady { code: code.to_owned(), reason };
         let draining = condition
             .draining
             .map(|cause| because("draining", format!("ordered by {}", show::drain_cause(cause))));
-        let runtime = condition
-            .runtime_error
-            .clone()
-            .map(|error| because("runtime", error));
-        let pubsub = condition
-            .pubsub_error
-            .clone()
-            .map(|error| because("pubsub", error));
+        let runtime = condition.runtime_error.clone().map(|error| because("runtime", error));
+        let pubsub = condition.pubsub_error.clone().map(|error| because("pubsub", error));
         let reasons: Vec<_> = [draining, runtime, pubsub].into_iter().flatten().collect();
-        Self {
-            ready: reasons.is_empty(),
-            reasons,
-        }
+        Self { ready: reasons.is_empty(), reasons }
     }
 }
 
@@ -140,9 +122,7 @@ mod tests {
     async fn answer(condition: Condition, path: &str) -> String {
         let any = "127.0.0.1:0".parse().unwrap();
         let ready = move || Readiness::of(&condition);
-        let server = MetricsServer::bind(any, || "up 1\n# EOF\n".to_owned(), ready)
-            .await
-            .unwrap();
+        let server = MetricsServer::bind(any, || "up 1\n# EOF\n".to_owned(), ready).await.unwrap();
         let address = server.local_addr().unwrap();
         let stop = CancellationToken::new();
         let ask = async {
@@ -162,10 +142,7 @@ mod tests {
     async fn metrics_are_told_apart_by_their_content_type() {
         let text = answer(Condition::default(), "/metrics").await;
         assert!(text.starts_with("HTTP/1.1 200"), "{text}");
-        assert!(
-            text.contains("application/openmetrics-text") && text.ends_with("# EOF\n"),
-            "{text}"
-        );
+        assert!(text.contains("application/openmetrics-text") && text.ends_with("# EOF\n"), "{text}");
     }
 
     #[tokio::test]
@@ -177,34 +154,21 @@ mod tests {
         };
         let text = answer(condition.clone(), "/readyz").await;
         assert!(text.starts_with("HTTP/1.1 503"), "{text}");
-        let codes: Vec<_> = Readiness::of(&condition)
-            .reasons
-            .into_iter()
-            .map(|reason| reason.code)
-            .collect();
+        let codes: Vec<_> = Readiness::of(&condition).reasons.into_iter().map(|reason| reason.code).collect();
         assert_eq!(codes, ["draining", "pubsub"]);
         assert!(
             text.contains("ordered by operator") && text.contains("the database does not answer"),
             "{text}"
         );
-        assert!(
-            answer(condition, "/healthz").await.starts_with("HTTP/1.1 200"),
-            "it lives all the same"
-        );
-        assert!(
-            answer(Condition::default(), "/readyz")
-                .await
-                .starts_with("HTTP/1.1 200")
-        );
+        assert!(answer(condition, "/healthz").await.starts_with("HTTP/1.1 200"), "it lives all the same");
+        assert!(answer(Condition::default(), "/readyz").await.starts_with("HTTP/1.1 200"));
     }
 
     #[tokio::test]
     async fn a_busy_port_is_a_clear_error() {
         let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let listen = taken.local_addr().unwrap();
-        let error = MetricsServer::bind(listen, String::new, Readiness::default)
-            .await
-            .unwrap_err();
+        let error = MetricsServer::bind(listen, String::new, Readiness::default).await.unwrap_err();
         assert_eq!(
             error.to_string(),
             format!("cannot listen on {listen} for metrics; set metrics.listen to another address")

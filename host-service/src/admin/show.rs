@@ -89,18 +89,12 @@ fn phases(board: &Board) -> BTreeMap<String, usize> {
 }
 
 fn leases(pools: &Pools) -> LeasesView {
-    let usage = |pool: &Pool| UsageView {
-        held: pool.held(),
-        size: pool.size(),
-    };
+    let usage = |pool: &Pool| UsageView { held: pool.held(), size: pool.size() };
     let held_slots = || pools.gpus.slots().iter().map(|slots| slots.holders.len()).sum();
     LeasesView {
         ports: usage(&pools.ports),
         ttys: usage(&pools.ttys),
-        gpu_slots: pools.gpus.capacity().map(|size| UsageView {
-            held: held_slots(),
-            size: size as usize,
-        }),
+        gpu_slots: pools.gpus.capacity().map(|size| UsageView { held: held_slots(), size: size as usize }),
     }
 }
 
@@ -174,18 +168,13 @@ pub(crate) fn end(phase: &Phase) -> Option<EndView> {
 
 /// Published ports.
 pub(crate) fn ports(ports: &[(ContainerPort, u16)]) -> Vec<PortView> {
-    let view = |(container, host): &(ContainerPort, u16)| PortView {
-        container: container.to_string(),
-        host: *host,
-    };
+    let view =
+        |(container, host): &(ContainerPort, u16)| PortView { container: container.to_string(), host: *host };
     ports.iter().map(view).collect()
 }
 
 fn timing((stage, took): &Timing) -> TimingView {
-    TimingView {
-        stage: *stage,
-        micros: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
-    }
+    TimingView { stage: *stage, micros: u64::try_from(took.as_micros()).unwrap_or(u64::MAX) }
 }
 
 /// A clock before 1970 is 0.

@@ -50,11 +50,7 @@ pub enum BindError {
 }
 
 fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BindError {
-    move |source| BindError::Io {
-        doing,
-        path: path.to_owned(),
-        source,
-    }
+    move |source| BindError::Io { doing, path: path.to_owned(), source }
 }
 
 /// A bound socket. Dropping it removes it from the file system.
@@ -76,9 +72,7 @@ impl BoundSocket {
     /// directory that only this user can enter, gets its group and mode there, and then its place by a link, which
     /// of two services that start at once only one can make. What a dead service left is replaced.
     pub(crate) fn bind(path: &Path, group: Option<&str>) -> Result<Self, BindError> {
-        let gid = group
-            .map(|name| group_id(name, Path::new("/etc/group")))
-            .transpose()?;
+        let gid = group.map(|name| group_id(name, Path::new("/etc/group"))).transpose()?;
         if path.as_os_str().len() > LONGEST {
             return Err(BindError::TooLong(path.to_owned()));
         }
@@ -86,13 +80,8 @@ impl BoundSocket {
         make_parent(parent)?;
         clear(path)?;
         let (listener, device_and_inode) = bind_aside(path, parent, gid)?;
-        let file = SocketFile {
-            path: path.to_owned(),
-            device_and_inode,
-        };
-        listener
-            .set_nonblocking(true)
-            .map_err(failed("preparing", path))?;
+        let file = SocketFile { path: path.to_owned(), device_and_inode };
+        listener.set_nonblocking(true).map_err(failed("preparing", path))?;
         let listener = UnixListener::from_std(listener).map_err(failed("preparing", path))?;
         Ok(Self { listener, file })
     }
@@ -153,10 +142,7 @@ fn bind_aside(path: &Path, parent: &Path, gid: Option<u32>) -> Result<(StdListen
         }
         _ => {}
     }
-    fs::DirBuilder::new()
-        .mode(0o700)
-        .create(&aside)
-        .map_err(failed("creating", &aside))?;
+    fs::DirBuilder::new().mode(0o700).create(&aside).map_err(failed("creating", &aside))?;
     let bound = bind_in(&aside.join("s"), path, gid);
     let removed = fs::remove_dir_all(&aside).map_err(failed("removing", &aside));
     let bound = bound?;
@@ -186,13 +172,9 @@ fn group_id(name: &str, groups: &Path) -> Result<u32, BindError> {
     let text = fs::read_to_string(groups).map_err(failed("reading", groups))?;
     let id = |line: &str| {
         let mut fields = line.split(':');
-        (fields.next()? == name)
-            .then(|| fields.nth(1)?.parse().ok())
-            .flatten()
+        (fields.next()? == name).then(|| fields.nth(1)?.parse().ok()).flatten()
     };
-    text.lines()
-        .find_map(id)
-        .ok_or_else(|| BindError::UnknownGroup(name.to_owned()))
+    text.lines().find_map(id).ok_or_else(|| BindError::UnknownGroup(name.to_owned()))
 }
 
 #[cfg(test)]

@@ -72,12 +72,7 @@ pub(crate) async fn spin_up(
     Body(request): Body<SpinUpRequest>,
 ) -> Result<(StatusCode, Json<SpinUpView>), ApiError> {
     let began = Instant::now();
-    let SpinUpRequest {
-        app,
-        id,
-        user,
-        json_data,
-    } = request;
+    let SpinUpRequest { app, id, user, json_data } = request;
     let (allocation, allocated) = allocation(&host, AllocateRequest { app, id, user })?;
     let json = serde_json::Value::Object(json_data.unwrap_or_default()).to_string();
     let answer = meet(&host, &allocation, json).await?;
@@ -116,10 +111,7 @@ async fn meet(host: &Host, allocation: &Allocation, json: String) -> Result<Arc<
             // A row that nobody has claimed yet; whoever does finds the data.
             Err(error) if error.kind() == ErrorKind::Conflict => {}
             Err(error) => {
-                lobby.refuse(
-                    &allocation.id,
-                    Failure::Unavailable("it could not be allocated".into()),
-                );
+                lobby.refuse(&allocation.id, Failure::Unavailable("it could not be allocated".into()));
                 return Err(error.into());
             }
             Ok(()) => {}
@@ -133,9 +125,7 @@ fn allocation(host: &Host, request: AllocateRequest) -> Result<(Allocation, Allo
     if host.condition().draining.is_some() {
         return Err(Failure::Draining.into());
     }
-    let app = request
-        .app
-        .unwrap_or_else(|| host.settings().mandelbox.default_app.clone());
+    let app = request.app.unwrap_or_else(|| host.settings().mandelbox.default_app.clone());
     let id = request.id.map_or_else(random_id, Ok)?;
     let user = match request.user {
         Some(user) => user,
@@ -181,11 +171,7 @@ fn valid<T>(parsed: Result<T, host_core::InvalidId>) -> Result<T, ApiError> {
 /// The first TCP port as a page, where ports are published.
 fn url(publish: IpAddr, ports: &[(ContainerPort, u16)]) -> Option<String> {
     let (_, port) = ports.iter().find(|(port, _)| port.protocol == Protocol::Tcp)?;
-    let address = if publish.is_unspecified() {
-        Ipv4Addr::LOCALHOST.into()
-    } else {
-        publish
-    };
+    let address = if publish.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { publish };
     Some(format!("http://{}/", SocketAddr::new(address, *port)))
 }
 
@@ -202,10 +188,7 @@ mod tests {
 
     #[test]
     fn the_url_is_one_that_this_machine_can_open() {
-        let ports = [
-            ("1/udp".parse().unwrap(), 10_000),
-            ("2/tcp".parse().unwrap(), 10_001),
-        ];
+        let ports = [("1/udp".parse().unwrap(), 10_000), ("2/tcp".parse().unwrap(), 10_001)];
         let url = |ip: &str| url(ip.parse().unwrap(), &ports).unwrap();
         assert_eq!(url("0.0.0.0"), "http://127.0.0.1:10001/");
         assert_eq!(url("10.0.0.7"), "http://10.0.0.7:10001/");

@@ -203,10 +203,7 @@ pub struct EndView {
 
 impl From<&EndReason> for EndView {
     fn from(reason: &EndReason) -> Self {
-        Self {
-            reason: reason.name().to_owned(),
-            text: reason.to_string(),
-        }
+        Self { reason: reason.name().to_owned(), text: reason.to_string() }
     }
 }
 

@@ -21,35 +21,11 @@ fn check_plugins(loaded: &Loaded, registry: &Registry) -> Vec<ConfigError> {
     let settings = &loaded.settings;
     let one = std::slice::from_ref;
     let mut errors = Vec::new();
-    errors.extend(check_kind(
-        loaded,
-        "runtime",
-        &registry.runtimes,
-        "plugin",
-        one(&settings.runtime.plugin),
-    ));
-    errors.extend(check_kind(
-        loaded,
-        "gpu",
-        &registry.gpus,
-        "plugin",
-        one(&settings.gpu.plugin),
-    ));
-    errors.extend(check_kind(
-        loaded,
-        "pubsub",
-        &registry.pubsubs,
-        "plugin",
-        one(&settings.pubsub.plugin),
-    ));
+    errors.extend(check_kind(loaded, "runtime", &registry.runtimes, "plugin", one(&settings.runtime.plugin)));
+    errors.extend(check_kind(loaded, "gpu", &registry.gpus, "plugin", one(&settings.gpu.plugin)));
+    errors.extend(check_kind(loaded, "pubsub", &registry.pubsubs, "plugin", one(&settings.pubsub.plugin)));
     let telemetry = &settings.telemetry.plugins;
-    errors.extend(check_kind(
-        loaded,
-        "telemetry",
-        &registry.telemetries,
-        "plugins",
-        telemetry,
-    ));
+    errors.extend(check_kind(loaded, "telemetry", &registry.telemetries, "plugins", telemetry));
     errors
 }
 
@@ -67,10 +43,7 @@ fn check_kind<P: ?Sized + 'static>(
         .map(|name| loaded.error_at(&format!("{kind}.{key}"), no_plugin(kind, name, plugins)))
         .collect();
     for name in loaded.sections(kind) {
-        match plugins
-            .get(&name)
-            .map(|plugin| plugin.check(&loaded.section(kind, &name)))
-        {
+        match plugins.get(&name).map(|plugin| plugin.check(&loaded.section(kind, &name))) {
             Some(Ok(())) => {}
             Some(Err(error)) => errors.push(loaded.section_error(kind, &name, &error)),
             // Told already where it was chosen.
@@ -94,28 +67,13 @@ fn no_plugin<P: ?Sized + 'static>(kind: &str, name: &str, plugins: &Plugins<P>) 
 /// `config show`: lines of TOML, each with its origin when asked for.
 pub(crate) fn show(loaded: &Loaded, origins: bool, out: &mut Out) -> Result<(), Failure> {
     let effective = loaded.effective();
-    let lines: Vec<_> = effective
-        .iter()
-        .map(|set| format!("{} = {}", set.key, set.value))
-        .collect();
-    let width = lines
-        .iter()
-        .map(|line| line.chars().count())
-        .max()
-        .unwrap_or_default()
-        .min(MOST_WIDTH);
+    let lines: Vec<_> = effective.iter().map(|set| format!("{} = {}", set.key, set.value)).collect();
+    let width = lines.iter().map(|line| line.chars().count()).max().unwrap_or_default().min(MOST_WIDTH);
     out.line(format_args!("# profile {}", loaded.profile))?;
     for (line, set) in lines.iter().zip(&effective) {
-        let colour = if set.origin.is_user() {
-            GREEN
-        } else {
-            anstyle::Style::new()
-        };
+        let colour = if set.origin.is_user() { GREEN } else { anstyle::Style::new() };
         match origins {
-            true => out.line(format_args!(
-                "{colour}{line:width$}{colour:#}  # {}",
-                tell(&set.origin)
-            ))?,
+            true => out.line(format_args!("{colour}{line:width$}{colour:#}  # {}", tell(&set.origin)))?,
             false => out.line(format_args!("{colour}{line}{colour:#}"))?,
         }
     }

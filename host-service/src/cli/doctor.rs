@@ -29,21 +29,14 @@ pub(crate) async fn doctor(loaded: &Loaded, json: bool, out: &mut Out) -> Result
 }
 
 fn show(report: &Report, out: &mut Out) -> Result<(), Failure> {
-    let width = report
-        .checks
-        .iter()
-        .map(|check| check.name.chars().count())
-        .max()
-        .unwrap_or_default();
+    let width = report.checks.iter().map(|check| check.name.chars().count()).max().unwrap_or_default();
     for check in &report.checks {
         let (colour, word) = match check.verdict {
             Verdict::Ok => (GREEN, "ok  "),
             Verdict::Warn => (YELLOW, "warn"),
             Verdict::Fail => (RED, "FAIL"),
         };
-        let Check {
-            name, found, remedy, ..
-        } = check;
+        let Check { name, found, remedy, .. } = check;
         out.line(format_args!("{colour}{word}{colour:#}  {name:width$}  {found}"))?;
         if let Some(remedy) = remedy {
             out.line(format_args!("      {:width$}  → {remedy}", ""))?;
@@ -54,20 +47,10 @@ fn show(report: &Report, out: &mut Out) -> Result<(), Failure> {
 }
 
 fn summary(report: &Report) -> String {
-    let count = |verdict| {
-        report
-            .checks
-            .iter()
-            .filter(|check| check.verdict == verdict)
-            .count()
-    };
+    let count = |verdict| report.checks.iter().filter(|check| check.verdict == verdict).count();
     let (warnings, failures) = (count(Verdict::Warn), count(Verdict::Fail));
     let things = |count| {
-        if count == 1 {
-            "1 thing".to_owned()
-        } else {
-            format!("{count} things")
-        }
+        if count == 1 { "1 thing".to_owned() } else { format!("{count} things") }
     };
     let profile = &report.profile;
     match (failures, warnings) {

@@ -18,16 +18,12 @@ use crate::{
 const LOOK: Duration = Duration::from_millis(200);
 
 pub(crate) async fn drain(args: &DrainArgs, client: &Client, out: &mut Out) -> Result<(), Failure> {
-    let request = DrainRequest {
-        force: args.force,
-        deadline_ms: args.deadline.map(millis),
-    };
+    let request = DrainRequest { force: args.force, deadline_ms: args.deadline.map(millis) };
     let ordered = client.drain(&request).await?;
     if !args.wait {
-        return Ok(out.line(format_args!(
-            "{YELLOW}draining{YELLOW:#}; mandelboxes left: {}",
-            ordered.mandelboxes
-        ))?);
+        return Ok(
+            out.line(format_args!("{YELLOW}draining{YELLOW:#}; mandelboxes left: {}", ordered.mandelboxes))?
+        );
     }
     until_ended(client).await?;
     Ok(out.line(format_args!("drained; the service has ended"))?)

@@ -32,10 +32,7 @@ pub(crate) enum Failure {
 impl Failure {
     /// The usual failure.
     pub(crate) fn new(text: impl Into<String>) -> Self {
-        Self::Told {
-            code: FAILED,
-            errors: vec![text.into()],
-        }
+        Self::Told { code: FAILED, errors: vec![text.into()] }
     }
 
     fn of(error: &(dyn Error + 'static)) -> Self {
@@ -61,10 +58,7 @@ impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         match &error {
             // Whether the socket is missing or dead makes no difference to the remedy.
-            ClientError::NoService { .. } => Self::Told {
-                code: NO_SERVICE,
-                errors: vec![error.to_string()],
-            },
+            ClientError::NoService { .. } => Self::Told { code: NO_SERVICE, errors: vec![error.to_string()] },
             _ => Self::of(&error),
         }
     }
@@ -72,10 +66,7 @@ impl From<ClientError> for Failure {
 
 impl From<ConfigErrors> for Failure {
     fn from(errors: ConfigErrors) -> Self {
-        Self::Told {
-            code: BAD_CONFIGURATION,
-            errors: errors.iter().map(ToString::to_string).collect(),
-        }
+        Self::Told { code: BAD_CONFIGURATION, errors: errors.iter().map(ToString::to_string).collect() }
     }
 }
 

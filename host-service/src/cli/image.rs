@@ -60,26 +60,14 @@ async fn list(runtime: &dyn Runtime, json: bool, out: &mut Out) -> Result<(), Fa
     if json {
         return Ok(out.json(&images)?);
     }
-    Ok(out.table(
-        &["NAME", "ID", "SIZE", "USER"],
-        images.iter().flat_map(rows).collect(),
-    )?)
+    Ok(out.table(&["NAME", "ID", "SIZE", "USER"], images.iter().flat_map(rows).collect())?)
 }
 
 /// One for each name.
 fn rows(image: &Image) -> Vec<Vec<String>> {
     let named = |name: String| {
-        let user = if image.user.is_empty() {
-            "root"
-        } else {
-            &image.user
-        };
-        vec![
-            name,
-            short(&image.id).to_owned(),
-            HumanBytes(image.size_bytes).to_string(),
-            user.to_owned(),
-        ]
+        let user = if image.user.is_empty() { "root" } else { &image.user };
+        vec![name, short(&image.id).to_owned(), HumanBytes(image.size_bytes).to_string(), user.to_owned()]
     };
     match image.names.as_slice() {
         [] => vec![named("-".to_owned())],

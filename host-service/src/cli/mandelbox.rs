@@ -31,12 +31,7 @@ pub(crate) async fn execute(
 }
 
 async fn spin_up(args: SpinUpArgs, client: &Client, out: &mut Out) -> Result<(), Failure> {
-    let request = SpinUpRequest {
-        app: args.app,
-        id: args.id,
-        user: args.user,
-        json_data: args.json_data,
-    };
+    let request = SpinUpRequest { app: args.app, id: args.id, user: args.user, json_data: args.json_data };
     let progress = Progress::new("spinning up a mandelbox");
     let view = client.spin_up(&request).await?;
     drop(progress);
@@ -44,9 +39,7 @@ async fn spin_up(args: SpinUpArgs, client: &Client, out: &mut Out) -> Result<(),
         return Ok(out.json(&view)?);
     }
     let SpinUpView { id, app, took_ms, .. } = &view;
-    out.line(format_args!(
-        "mandelbox {BOLD}{id}{BOLD:#} ({app}) {GREEN}runs{GREEN:#} after {took_ms} ms"
-    ))?;
+    out.line(format_args!("mandelbox {BOLD}{id}{BOLD:#} ({app}) {GREEN}runs{GREEN:#} after {took_ms} ms"))?;
     let fields = Fields::default()
         .maybe("look at", view.url.as_ref())
         .with("ports", ports(&view.ports))
@@ -56,19 +49,12 @@ async fn spin_up(args: SpinUpArgs, client: &Client, out: &mut Out) -> Result<(),
 }
 
 async fn allocate(args: AllocateArgs, client: &Client, out: &mut Out) -> Result<(), Failure> {
-    let request = AllocateRequest {
-        app: Some(args.app),
-        id: args.id,
-        user: args.user,
-    };
+    let request = AllocateRequest { app: Some(args.app), id: args.id, user: args.user };
     let view = client.allocate(&request).await?;
     if args.output.json {
         return Ok(out.json(&view)?);
     }
-    Ok(out.line(format_args!(
-        "mandelbox {} ({}) is allocated to {}",
-        view.id, view.app, view.user
-    ))?)
+    Ok(out.line(format_args!("mandelbox {} ({}) is allocated to {}", view.id, view.app, view.user))?)
 }
 
 async fn list(json: bool, client: &Client, out: &mut Out) -> Result<(), Failure> {
@@ -77,19 +63,11 @@ async fn list(json: bool, client: &Client, out: &mut Out) -> Result<(), Failure>
         return Ok(out.json(&view)?);
     }
     if view.mandelboxes.is_empty() && out.is_terminal() {
-        return Ok(out.line(format_args!(
-            "no mandelboxes; start one with `host-service mandelbox spin-up`"
-        ))?);
+        return Ok(out.line(format_args!("no mandelboxes; start one with `host-service mandelbox spin-up`"))?);
     }
     let header = ["ID", "APP", "PHASE", "AGE", "PORTS", "TTY", "GPU", "USER"];
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Ok(out.table(
-        &header,
-        view.mandelboxes
-            .iter()
-            .map(|mandelbox| row(mandelbox, now))
-            .collect(),
-    )?)
+    Ok(out.table(&header, view.mandelboxes.iter().map(|mandelbox| row(mandelbox, now)).collect())?)
 }
 
 fn row(mandelbox: &MandelboxView, now: Duration) -> Vec<String> {
@@ -124,10 +102,7 @@ fn age(age: Duration) -> String {
 }
 
 async fn logs(args: &LogsArgs, client: &Client, out: &mut Out) -> Result<(), Failure> {
-    let query = LogsQuery {
-        follow: args.follow,
-        tail: args.tail,
-    };
+    let query = LogsQuery { follow: args.follow, tail: args.tail };
     let mut logs = client.logs(&args.id, query).await?;
     while let Some(piece) = logs.next().await? {
         out.bytes(&piece)?;
@@ -136,9 +111,7 @@ async fn logs(args: &LogsArgs, client: &Client, out: &mut Out) -> Result<(), Fai
 }
 
 async fn stop(args: &StopArgs, client: &Client, out: &mut Out) -> Result<(), Failure> {
-    let request = StopRequest {
-        grace_ms: args.timeout.map(millis),
-    };
+    let request = StopRequest { grace_ms: args.timeout.map(millis) };
     let progress = Progress::new(format!("stopping mandelbox {}", args.id));
     let view = client.stop(&args.id, &request).await?;
     drop(progress);

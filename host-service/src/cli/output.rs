@@ -28,10 +28,7 @@ pub(crate) struct Out {
 
 impl Out {
     pub(crate) fn stdout() -> Self {
-        Self {
-            stream: anstream::stdout(),
-            terminal: io::stdout().is_terminal(),
-        }
+        Self { stream: anstream::stdout(), terminal: io::stdout().is_terminal() }
     }
 
     /// A person reads this, not a program.
@@ -65,9 +62,7 @@ impl Out {
             table.load_style(presets::UTF8_FULL_CONDENSED);
             // A terminal that does not know its size gets lines as long as they are.
             if let Some(size) = tcgetwinsize(io::stdout()).ok().filter(|size| size.ws_col > 0) {
-                table
-                    .set_content_arrangement(ContentArrangement::Dynamic)
-                    .set_width(size.ws_col);
+                table.set_content_arrangement(ContentArrangement::Dynamic).set_width(size.ws_col);
             }
         } else {
             table.load_style(presets::NOTHING);
@@ -80,11 +75,7 @@ impl Out {
 
     /// Names and values, the values below each other.
     pub(crate) fn fields(&mut self, Fields(fields): &Fields) -> io::Result<()> {
-        let width = fields
-            .iter()
-            .map(|(name, _)| name.len())
-            .max()
-            .unwrap_or_default();
+        let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
         for (name, value) in fields {
             self.line(format_args!("{BOLD}{name:<width$}{BOLD:#}  {value}"))?;
         }

@@ -28,41 +28,20 @@ pub(crate) async fn status(client: &Client, json: bool, out: &mut Out) -> Result
 }
 
 fn fields(status: &StatusView) -> Fields {
-    let InstanceView {
-        name,
-        ip,
-        region,
-        instance_type,
-        ..
-    } = &status.instance;
+    let InstanceView { name, ip, region, instance_type, .. } = &status.instance;
     let listening = status.listening.as_ref();
     let total: usize = status.mandelboxes.values().sum();
     let uptime = Duration::from_secs(status.uptime_seconds);
     Fields::default()
-        .with(
-            "instance",
-            format_args!("{name} at {ip} ({region}, {instance_type})"),
-        )
+        .with("instance", format_args!("{name} at {ip} ({region}, {instance_type})"))
         .with("state", state(status))
         .with("profile", &status.profile)
         .with("plugins", plugins(&status.plugins))
-        .with(
-            "version",
-            format_args!("{} ({})", status.version, short(&status.commit)),
-        )
+        .with("version", format_args!("{} ({})", status.version, short(&status.commit)))
         .with("uptime", humantime::format_duration(uptime))
-        .maybe(
-            "clients",
-            listening.map(|listening| format!("https://{}", listening.http)),
-        )
-        .maybe(
-            "metrics",
-            listening.map(|listening| format!("http://{}/metrics", listening.metrics)),
-        )
-        .with(
-            "mandelboxes",
-            format_args!("{total} of {}{}", status.capacity, phases(status)),
-        )
+        .maybe("clients", listening.map(|listening| format!("https://{}", listening.http)))
+        .maybe("metrics", listening.map(|listening| format!("http://{}/metrics", listening.metrics)))
+        .with("mandelboxes", format_args!("{total} of {}{}", status.capacity, phases(status)))
         .with("leases", leases(status))
         .with("left", left(&status.resources))
 }
@@ -75,16 +54,8 @@ fn left(resources: &ResourcesView) -> String {
 }
 
 fn plugins(plugins: &PluginsView) -> String {
-    let PluginsView {
-        runtime,
-        gpu,
-        pubsub,
-        telemetry,
-    } = plugins;
-    format!(
-        "runtime {runtime}, gpu {gpu}, pubsub {pubsub}, telemetry {}",
-        list(telemetry)
-    )
+    let PluginsView { runtime, gpu, pubsub, telemetry } = plugins;
+    format!("runtime {runtime}, gpu {gpu}, pubsub {pubsub}, telemetry {}", list(telemetry))
 }
 
 fn state(status: &StatusView) -> String {
@@ -99,35 +70,19 @@ fn state(status: &StatusView) -> String {
     if let Some(error) = &condition.pubsub_error {
         troubles.push(format!("{RED}control plane down{RED:#}: {error}"));
     }
-    if troubles.is_empty() {
-        format!("{GREEN}ready{GREEN:#}")
-    } else {
-        troubles.join("; ")
-    }
+    if troubles.is_empty() { format!("{GREEN}ready{GREEN:#}") } else { troubles.join("; ") }
 }
 
 fn phases(status: &StatusView) -> String {
-    let phases: Vec<_> = status
-        .mandelboxes
-        .iter()
-        .map(|(phase, count)| format!("{count} {phase}"))
-        .collect();
-    if phases.is_empty() {
-        String::new()
-    } else {
-        format!(" ({})", phases.join(", "))
-    }
+    let phases: Vec<_> = status.mandelboxes.iter().map(|(phase, count)| format!("{count} {phase}")).collect();
+    if phases.is_empty() { String::new() } else { format!(" ({})", phases.join(", ")) }
 }
 
 fn leases(status: &StatusView) -> String {
     let usage = |what: &str, usage: UsageView| format!("{} of {} {what}", usage.held, usage.size);
     let leases = status.leases;
     let gpus = leases.gpu_slots.map(|slots| usage("GPU slots", slots));
-    let all = [
-        Some(usage("ports", leases.ports)),
-        Some(usage("TTYs", leases.ttys)),
-        gpus,
-    ];
+    let all = [Some(usage("ports", leases.ports)), Some(usage("TTYs", leases.ttys)), gpus];
     all.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
@@ -146,11 +101,7 @@ fn gpu(gpu: &GpuView) -> Vec<String> {
 
 /// `a, b`, or `none`.
 pub(crate) fn list(names: &[String]) -> String {
-    if names.is_empty() {
-        "none".to_owned()
-    } else {
-        names.join(", ")
-    }
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
 /// Enough of a hash to find it.

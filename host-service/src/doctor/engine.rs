@@ -11,7 +11,9 @@ use host_core::{
 };
 
 use super::{Check, files, machine::Machine};
-use crate::{admin::views::StatusView, deadline::within, identity, plugins};
+use crate::{
+    admin::views::StatusView, deadline::within, identity, orchestrator::image::is_image_of, plugins,
+};
 
 /// Whatever hangs for longer is broken.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -33,10 +35,7 @@ pub(super) async fn checks(
         Err(error) => checks.push(Check::fail(
             format!("runtime {}", settings.runtime.plugin),
             chain(&error),
-            format!(
-                "start it, or set runtime.plugin to another: {}",
-                names(&registry.runtimes)
-            ),
+            format!("start it, or set runtime.plugin to another: {}", names(&registry.runtimes)),
         )),
     }
     checks.push(gpus(loaded, registry).await);
@@ -48,10 +47,9 @@ pub(super) async fn checks(
 
 fn running(service: Option<&StatusView>) -> Check {
     match service {
-        Some(status) => Check::ok(
-            "service",
-            format!("runs, profile {}, version {}", status.profile, status.version),
-        ),
+        Some(status) => {
+            Check::ok("service", format!("runs, profile {}, version {}", status.profile, status.version))
+        }
         None => Check::ok("service", "does not run here"),
     }
 }
@@ -76,17 +74,8 @@ async fn reach(
     let name = &loaded.settings.runtime.plugin;
     let runtime = build(loaded, plugins, "runtime", name).await?;
     let info = within(LIMIT, "asking for its version", runtime.health()).await?;
-    let api = info
-        .api_version
-        .map(|api| format!(", API {api}"))
-        .unwrap_or_default();
-    Ok((
-        Check::ok(
-            format!("runtime {name}"),
-            format!("{} {}{api}", info.name, info.version),
-        ),
-        runtime,
-    ))
+    let api = info.api_version.map(|api| format!(", API {api}")).unwrap_or_default();
+    Ok((Check::ok(format!("runtime {name}"), format!("{} {}{api}", info.name, info.version)), runtime))
 }
 
 /// The image of the default app.
@@ -97,12 +86,7 @@ async fn image(loaded: &Loaded, runtime: &dyn Runtime) -> Check {
         Ok(wanted) => wanted,
         Err(error) => return Check::fail(name, error.to_string(), "set mandelbox.image"),
     };
-    let search = find(
-        &settings.default_app,
-        &wanted,
-        settings.match_local_images,
-        runtime,
-    );
+    let search = find(&settings.default_app, &wanted, settings.match_local_images, runtime);
     match within(LIMIT, "looking for it", search).await {
         Ok(Some(image)) => Check::ok(name, format!("{image} is present")),
         Ok(None) if settings.pull == Pull::Never => Check::fail(
@@ -132,22 +116,7 @@ async fn find(
         return Ok(None);
     }
     let images = runtime.images().await?;
-    Ok(images
-        .into_iter()
-        .flat_map(|image| image.names)
-        .find(|name| is_of(app, name)))
-}
-
-/// Without registry, tag and digest it is the app's name.
-fn is_of(app: &AppName, image: &ImageRef) -> bool {
-    let name = image.as_str().split('@').next().unwrap_or_default();
-    let repository = match name.rsplit_once(':') {
-        Some((repository, tag)) if !tag.contains('/') => repository,
-        _ => name,
-    };
-    repository
-        .strip_suffix(app.as_str())
-        .is_some_and(|before| before.is_empty() || before.ends_with('/'))
+    Ok(images.into_iter().flat_map(|image| image.names).find(|name| is_image_of(name, app)))
 }
 
 async fn gpus(loaded: &Loaded, registry: &Registry) -> Check {
@@ -166,10 +135,7 @@ async fn gpus(loaded: &Loaded, registry: &Registry) -> Check {
         Err(error) => Check::fail(
             name,
             chain(&error),
-            format!(
-                "install its driver, or set gpu.plugin to another: {}",
-                names(&registry.gpus)
-            ),
+            format!("install its driver, or set gpu.plugin to another: {}", names(&registry.gpus)),
         ),
     }
 }
@@ -188,33 +154,5 @@ async fn leftovers(loaded: &Loaded, machine: &Machine, runtime: Option<&dyn Runt
         return Check::ok("leftovers", "none");
     }
     let found = format!("an earlier service left {}", left.join(", "));
-    Check::fail(
-        "leftovers",
-        found,
-        "look at them, then host-service run --purge-leftovers",
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_image_belongs_to_an_app_by_its_repository() {
-        let of = |image: &str| is_of(&"browsers/chrome".parse().unwrap(), &image.parse().unwrap());
-        for image in [
-            "browsers/chrome",
-            "browsers/chrome:x",
-            "localhost:5000/dev/browsers/chrome@sha256:0",
-        ] {
-            assert!(of(image), "{image}");
-        }
-        for image in [
-            "xbrowsers/chrome",
-            "browsers/chrome2:x",
-            "localhost:5000/browsers/firefox",
-        ] {
-            assert!(!of(image), "{image}");
-        }
-    }
+    Check::fail("leftovers", found, "look at them, then host-service run --purge-leftovers")
 }

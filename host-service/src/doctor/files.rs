@@ -29,23 +29,14 @@ fn directory(machine: &Machine, setting: &str, path: &Path) -> Check {
             format!("set {setting} to another path"),
         );
     }
-    if accessat(
-        CWD,
-        existing,
-        Access::WRITE_OK | Access::EXEC_OK,
-        AtFlags::EACCESS,
-    )
-    .is_err()
-    {
+    if accessat(CWD, existing, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).is_err() {
         let remedy = format!("run as root, or set {setting} to a directory of yours");
         return Check::fail(setting, format!("{found} cannot be written"), remedy);
     }
     if existing != place {
         return Check::ok(setting, format!("{found} will be made"));
     }
-    let mode = fs::metadata(existing)
-        .map(|metadata| metadata.permissions().mode())
-        .unwrap_or_default();
+    let mode = fs::metadata(existing).map(|metadata| metadata.permissions().mode()).unwrap_or_default();
     if mode & 0o002 != 0 {
         let found = format!("{found} is writable for everybody (mode {:o})", mode & 0o7777);
         return Check::fail(setting, found, format!("chmod o-w {}", path.display()));
@@ -82,22 +73,12 @@ fn room(path: &Path, free: u64) -> Check {
 /// What lies in the directories of a service that does not run.
 pub(super) fn leftovers(machine: &Machine, settings: &Settings) -> Vec<String> {
     let names = |directory: &Path| -> Vec<String> {
-        let entries = fs::read_dir(machine.path(directory))
-            .into_iter()
-            .flatten()
-            .flatten();
-        entries
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            .collect()
+        let entries = fs::read_dir(machine.path(directory)).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
     };
     let mut left = names(&settings.paths.root);
     let records = names(&settings.paths.state.join("mandelboxes"));
-    left.extend(
-        records
-            .iter()
-            .filter_map(|name| name.strip_suffix(".json"))
-            .map(str::to_owned),
-    );
+    left.extend(records.iter().filter_map(|name| name.strip_suffix(".json")).map(str::to_owned));
     left.sort();
     left.dedup();
     left
@@ -110,11 +91,7 @@ mod tests {
 
     fn machine() -> (tempfile::TempDir, Machine) {
         let root = tempfile::tempdir().unwrap();
-        let machine = Machine {
-            root: root.path().to_owned(),
-            uid: 0,
-            open_files: None,
-        };
+        let machine = Machine { root: root.path().to_owned(), uid: 0, open_files: None };
         (root, machine)
     }
 
@@ -135,11 +112,7 @@ mod tests {
 
     #[test]
     fn little_room_is_told_before_there_is_none() {
-        for (free, verdict) in [
-            (0, Verdict::Fail),
-            (1 << 30, Verdict::Warn),
-            (1 << 40, Verdict::Ok),
-        ] {
+        for (free, verdict) in [(0, Verdict::Fail), (1 << 30, Verdict::Warn), (1 << 40, Verdict::Ok)] {
             assert_eq!(room(Path::new("/fractal"), free).verdict, verdict);
         }
     }

@@ -25,11 +25,7 @@ pub struct Machine {
 impl Machine {
     /// This one, as this process sees it.
     pub fn this() -> Self {
-        Self {
-            root: "/".into(),
-            uid: geteuid().as_raw(),
-            open_files: getrlimit(Resource::Nofile).current,
-        }
+        Self { root: "/".into(), uid: geteuid().as_raw(), open_files: getrlimit(Resource::Nofile).current }
     }
 
     /// Where `path` is on the machine looked at.
@@ -55,13 +51,7 @@ pub(super) fn checks(machine: &Machine, settings: &Settings) -> Vec<Check> {
         memory(machine, settings.mandelbox.limits.memory_bytes),
         open_files(machine, settings.http.max_connections),
     ];
-    checks.extend(
-        settings
-            .mandelbox
-            .devices
-            .iter()
-            .map(|wanted| device(machine, wanted)),
-    );
+    checks.extend(settings.mandelbox.devices.iter().map(|wanted| device(machine, wanted)));
     checks.push(input_devices(machine));
     checks
 }
@@ -85,22 +75,14 @@ fn kernel(machine: &Machine) -> Check {
     let release = release.trim();
     let mut numbers = release.split(['.', '-']).map_while(|number| number.parse().ok());
     let (Some(major), Some(minor)) = (numbers.next(), numbers.next()) else {
-        return Check::warn(
-            "kernel",
-            format!("unknown release {release:?}"),
-            "is /proc mounted?",
-        );
+        return Check::warn("kernel", format!("unknown release {release:?}"), "is /proc mounted?");
     };
     let found = format!("Linux {release}");
     if (major, minor) >= OLDEST_KERNEL {
         return Check::ok("kernel", found);
     }
     let (major, minor) = OLDEST_KERNEL;
-    Check::warn(
-        "kernel",
-        found,
-        format!("upgrade to Linux {major}.{minor} or later"),
-    )
+    Check::warn("kernel", found, format!("upgrade to Linux {major}.{minor} or later"))
 }
 
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
@@ -111,20 +93,11 @@ fn control_groups(machine: &Machine) -> Check {
         Ok(controllers) => ("v2", controllers.split_whitespace().map(str::to_owned).collect()),
         Err(_) => {
             let hybrid = machine.has("/sys/fs/cgroup/unified/cgroup.controllers");
-            (
-                if hybrid {
-                    "hybrid (v1 with an empty v2 tree)"
-                } else {
-                    "v1"
-                },
-                v1_controllers(machine),
-            )
+            (if hybrid { "hybrid (v1 with an empty v2 tree)" } else { "v1" }, v1_controllers(machine))
         }
     };
-    let missing: Vec<_> = CONTROLLERS
-        .into_iter()
-        .filter(|wanted| !controllers.iter().any(|has| has == wanted))
-        .collect();
+    let missing: Vec<_> =
+        CONTROLLERS.into_iter().filter(|wanted| !controllers.iter().any(|has| has == wanted)).collect();
     if controllers.is_empty() {
         return Check::fail("cgroups", "none", "mount cgroup2 on /sys/fs/cgroup");
     }
@@ -132,23 +105,14 @@ fn control_groups(machine: &Machine) -> Check {
         return Check::ok("cgroups", version);
     }
     let found = format!("{version}, without {}", missing.join(", "));
-    Check::warn(
-        "cgroups",
-        found,
-        "enable these controllers, or mandelboxes have no such limits",
-    )
+    Check::warn("cgroups", found, "enable these controllers, or mandelboxes have no such limits")
 }
 
 /// Those that are mounted: a directory each, or several names joined by commas.
 fn v1_controllers(machine: &Machine) -> Vec<String> {
-    let mounted = fs::read_dir(machine.path("/sys/fs/cgroup"))
-        .into_iter()
-        .flatten()
-        .flatten();
+    let mounted = fs::read_dir(machine.path("/sys/fs/cgroup")).into_iter().flatten().flatten();
     let names = mounted.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    names
-        .flat_map(|name| name.split(',').map(str::to_owned).collect::<Vec<_>>())
-        .collect()
+    names.flat_map(|name| name.split(',').map(str::to_owned).collect::<Vec<_>>()).collect()
 }
 
 fn memory(machine: &Machine, limit: Option<u64>) -> Check {
@@ -167,15 +131,10 @@ fn memory(machine: &Machine, limit: Option<u64>) -> Check {
             format!("{found}, and one mandelbox may use {}", HumanBytes(limit)),
             "add memory, or lower mandelbox.limits.memory_bytes",
         ),
-        Some(limit) => Check::ok(
-            "memory",
-            format!("{found}; mandelboxes at their limit: {}", available / limit),
-        ),
-        None => Check::warn(
-            "memory",
-            format!("{found}, without limit"),
-            "set mandelbox.limits.memory_bytes",
-        ),
+        Some(limit) => {
+            Check::ok("memory", format!("{found}; mandelboxes at their limit: {}", available / limit))
+        }
+        None => Check::warn("memory", format!("{found}, without limit"), "set mandelbox.limits.memory_bytes"),
     }
 }
 
@@ -200,11 +159,7 @@ fn device(machine: &Machine, wanted: &DeviceSettings) -> Check {
     if machine.has(&wanted.host) {
         return Check::ok(name, "present");
     }
-    let module = wanted
-        .host
-        .file_name()
-        .map(|name| name.to_string_lossy())
-        .unwrap_or_default();
+    let module = wanted.host.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
     let remedy = format!("load its kernel module (modprobe {module}), or leave it out of mandelbox.devices");
     match wanted.optional {
         true => Check::warn(name, "absent: mandelboxes do without", remedy),
@@ -217,11 +172,7 @@ fn input_devices(machine: &Machine) -> Check {
         return Check::ok("device /dev/uinput", "present");
     }
     let remedy = "load its kernel module: modprobe uinput";
-    Check::warn(
-        "device /dev/uinput",
-        "absent: no virtual keyboards and pointers",
-        remedy,
-    )
+    Check::warn("device /dev/uinput", "absent: no virtual keyboards and pointers", remedy)
 }
 
 #[cfg(test)]
@@ -237,20 +188,13 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
-        let machine = Machine {
-            root: root.path().to_owned(),
-            uid: 0,
-            open_files: Some(1024),
-        };
+        let machine = Machine { root: root.path().to_owned(), uid: 0, open_files: Some(1024) };
         (root, machine)
     }
 
     #[test]
     fn the_version_of_control_groups_is_told() {
-        let v2 = machine(&[(
-            "sys/fs/cgroup/cgroup.controllers",
-            "cpuset cpu io memory hugetlb pids\n",
-        )]);
+        let v2 = machine(&[("sys/fs/cgroup/cgroup.controllers", "cpuset cpu io memory hugetlb pids\n")]);
         assert_eq!(control_groups(&v2.1), Check::ok("cgroups", "v2"));
         let v1 = machine(&[
             ("sys/fs/cgroup/cpu,cpuacct/tasks", ""),
@@ -284,10 +228,7 @@ mod tests {
     fn memory_is_counted_in_mandelboxes() {
         let machine = machine(&[("proc/meminfo", "MemTotal: 9 kB\nMemAvailable:    8388608 kB\n")]);
         let memory = |gib: u64| memory(&machine.1, Some(gib << 30));
-        assert_eq!(
-            memory(3),
-            Check::ok("memory", "8.00 GiB available; mandelboxes at their limit: 2")
-        );
+        assert_eq!(memory(3), Check::ok("memory", "8.00 GiB available; mandelboxes at their limit: 2"));
         assert_eq!(memory(9).verdict, Verdict::Warn);
     }
 
@@ -309,11 +250,6 @@ mod tests {
     fn few_open_files_are_told() {
         let (_root, machine) = machine(&[]);
         assert_eq!(open_files(&machine, 100).verdict, Verdict::Ok);
-        assert!(
-            open_files(&machine, 1024)
-                .remedy
-                .unwrap()
-                .contains("ulimit -n 1536")
-        );
+        assert!(open_files(&machine, 1024).remedy.unwrap().contains("ulimit -n 1536"));
     }
 }

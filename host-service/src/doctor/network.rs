@@ -27,10 +27,7 @@ fn listen(setting: &str, address: SocketAddr, running: bool) -> Check {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => Check::fail(
             setting,
             format!("{address} is taken"),
-            format!(
-                "see who has it (ss -ltnp 'sport = :{}'), or set {setting} to another",
-                address.port()
-            ),
+            format!("see who has it (ss -ltnp 'sport = :{}'), or set {setting} to another", address.port()),
         ),
         Err(error) => Check::fail(
             setting,
@@ -42,18 +39,10 @@ fn listen(setting: &str, address: SocketAddr, running: bool) -> Check {
 
 fn port_range(machine: &Machine, ours: NumberRange) -> Check {
     let name = "mandelbox.port_range";
-    let text = machine
-        .read("/proc/sys/net/ipv4/ip_local_port_range")
-        .unwrap_or_default();
-    let mut bounds = text
-        .split_whitespace()
-        .map_while(|bound| bound.parse::<u16>().ok());
+    let text = machine.read("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut bounds = text.split_whitespace().map_while(|bound| bound.parse::<u16>().ok());
     let (Some(low), Some(high)) = (bounds.next(), bounds.next()) else {
-        return Check::warn(
-            name,
-            format!("{ours}; the kernel's own range is unknown"),
-            "is /proc mounted?",
-        );
+        return Check::warn(name, format!("{ours}; the kernel's own range is unknown"), "is /proc mounted?");
     };
     if ours.end < low || high < ours.start {
         return Check::ok(name, format!("{ours}, apart from the kernel's {low}-{high}"));
@@ -91,20 +80,9 @@ mod tests {
     #[test]
     fn leased_ports_are_best_apart_from_the_kernels() {
         let root = tempfile::tempdir().unwrap();
-        let machine = Machine {
-            root: root.path().to_owned(),
-            uid: 0,
-            open_files: None,
-        };
-        let range = NumberRange {
-            start: 10_000,
-            end: 29_999,
-        };
-        assert_eq!(
-            port_range(&machine, range).verdict,
-            Verdict::Warn,
-            "nothing to compare with"
-        );
+        let machine = Machine { root: root.path().to_owned(), uid: 0, open_files: None };
+        let range = NumberRange { start: 10_000, end: 29_999 };
+        assert_eq!(port_range(&machine, range).verdict, Verdict::Warn, "nothing to compare with");
         let file = machine.path("/proc/sys/net/ipv4/ip_local_port_range");
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
         for (kernel, verdict) in [("32768\t60999\n", Verdict::Ok), ("29999\t60999\n", Verdict::Warn)] {

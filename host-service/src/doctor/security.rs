@@ -15,9 +15,8 @@ pub(super) fn checks(machine: &Machine, settings: &Settings) -> Vec<Check> {
 }
 
 fn apparmor(machine: &Machine, profile: Option<&str>) -> Check {
-    let enabled = machine
-        .read("/sys/module/apparmor/parameters/enabled")
-        .is_ok_and(|text| text.starts_with('Y'));
+    let enabled =
+        machine.read("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y'));
     match (enabled, profile) {
         (false, None) => Check::warn(
             "AppArmor",
@@ -35,29 +34,17 @@ fn apparmor(machine: &Machine, profile: Option<&str>) -> Check {
 }
 
 fn loaded(machine: &Machine, profile: &str) -> Check {
-    let list = machine
-        .read("/sys/kernel/security/apparmor/profiles")
-        .unwrap_or_default();
-    let mut names = list
-        .lines()
-        .filter_map(|line| line.rsplit_once(" ("))
-        .map(|(name, _)| name);
+    let list = machine.read("/sys/kernel/security/apparmor/profiles").unwrap_or_default();
+    let mut names = list.lines().filter_map(|line| line.rsplit_once(" (")).map(|(name, _)| name);
     if names.any(|name| name == profile) {
         return Check::ok("AppArmor", format!("profile {profile} is loaded"));
     }
-    Check::fail(
-        "AppArmor",
-        format!("profile {profile} is not loaded"),
-        "load it: apparmor_parser -r FILE",
-    )
+    Check::fail("AppArmor", format!("profile {profile} is not loaded"), "load it: apparmor_parser -r FILE")
 }
 
 fn tokens(machine: &Machine, auth: &AuthSettings) -> Check {
     let AuthMode::Jwt = auth.mode else {
-        return Check::ok(
-            "tokens",
-            "not checked: everybody who reaches http.listen may ask for a mandelbox",
-        );
+        return Check::ok("tokens", "not checked: everybody who reaches http.listen may ask for a mandelbox");
     };
     let missing: Vec<_> = [
         ("auth.issuer", auth.issuer.is_some()),
@@ -69,24 +56,16 @@ fn tokens(machine: &Machine, auth: &AuthSettings) -> Check {
     .collect();
     if !missing.is_empty() {
         let missing = missing.join(", ");
-        return Check::fail(
-            "tokens",
-            format!("checked, but {missing} is not set"),
-            format!("set {missing}"),
-        );
+        return Check::fail("tokens", format!("checked, but {missing} is not set"), format!("set {missing}"));
     }
     match auth.jwks_file.as_deref().map(|file| keys(machine, file)) {
-        Some(Ok(0)) => Check::fail(
-            "tokens",
-            "auth.jwks_file holds no keys",
-            "fetch the issuer's key set anew",
-        ),
+        Some(Ok(0)) => {
+            Check::fail("tokens", "auth.jwks_file holds no keys", "fetch the issuer's key set anew")
+        }
         Some(Ok(count)) => Check::ok("tokens", format!("checked; keys: {count}")),
-        Some(Err(error)) => Check::fail(
-            "tokens",
-            format!("auth.jwks_file: {error}"),
-            "fetch the issuer's key set anew",
-        ),
+        Some(Err(error)) => {
+            Check::fail("tokens", format!("auth.jwks_file: {error}"), "fetch the issuer's key set anew")
+        }
         None => Check::ok("tokens", "checked"),
     }
 }
@@ -95,8 +74,7 @@ fn keys(machine: &Machine, file: &Path) -> Result<usize, String> {
     let text = fs::read_to_string(machine.path(file)).map_err(|error| error.to_string())?;
     let set: serde_json::Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
     let keys = set.get("keys").and_then(|keys| keys.as_array());
-    keys.map(Vec::len)
-        .ok_or_else(|| "it is no JSON Web Key Set".to_owned())
+    keys.map(Vec::len).ok_or_else(|| "it is no JSON Web Key Set".to_owned())
 }
 
 fn certificate(machine: &Machine, http: &HttpSettings) -> Check {
@@ -109,15 +87,9 @@ fn certificate(machine: &Machine, http: &HttpSettings) -> Check {
             return Check::fail("certificate", found, "put the file there, readable for this user");
         }
     }
-    let mode = fs::metadata(machine.path(key))
-        .map(|key| key.permissions().mode())
-        .unwrap_or_default();
+    let mode = fs::metadata(machine.path(key)).map(|key| key.permissions().mode()).unwrap_or_default();
     if mode & 0o007 != 0 {
-        let found = format!(
-            "everybody can read the key {} (mode {:o})",
-            key.display(),
-            mode & 0o777
-        );
+        let found = format!("everybody can read the key {} (mode {:o})", key.display(), mode & 0o777);
         return Check::fail("certificate", found, format!("chmod 600 {}", key.display()));
     }
     Check::ok("certificate", certificate.display().to_string())
@@ -135,11 +107,7 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
-        let machine = Machine {
-            root: root.path().to_owned(),
-            uid: 0,
-            open_files: None,
-        };
+        let machine = Machine { root: root.path().to_owned(), uid: 0, open_files: None };
         (root, machine)
     }
 
@@ -150,10 +118,7 @@ mod tests {
         assert_eq!(apparmor(&absent, Some("host-mandelbox")).verdict, Verdict::Fail);
         let (_root, present) = machine(&[
             ("sys/module/apparmor/parameters/enabled", "Y\n"),
-            (
-                "sys/kernel/security/apparmor/profiles",
-                "docker-default (enforce)\nhost-mandelbox (enforce)\n",
-            ),
+            ("sys/kernel/security/apparmor/profiles", "docker-default (enforce)\nhost-mandelbox (enforce)\n"),
         ]);
         assert_eq!(apparmor(&present, None).verdict, Verdict::Ok);
         assert_eq!(apparmor(&present, Some("host-mandelbox")).verdict, Verdict::Ok);

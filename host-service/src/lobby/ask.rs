@@ -32,23 +32,9 @@ pub(super) struct Ask {
 impl Ask {
     /// For a request that waits until `deadline`.
     pub(super) fn new(request: ClientRequest, deadline: Instant) -> (Self, watch::Receiver<Progress>) {
-        let ClientRequest {
-            subject,
-            digest,
-            data,
-            ..
-        } = request;
+        let ClientRequest { subject, digest, data, .. } = request;
         let (progress, receiver) = watch::channel(Progress::Expected);
-        (
-            Self {
-                subject,
-                digest,
-                data,
-                deadline,
-                progress,
-            },
-            receiver,
-        )
+        (Self { subject, digest, data, deadline, progress }, receiver)
     }
 
     pub(super) fn fail(self, failure: Failure) {

@@ -30,11 +30,7 @@ enum Meeting {
     /// A mandelbox.
     Seated(Seated),
     /// What late requests are told; `user` is `None` when it was never known whose it is.
-    Ended {
-        failure: Failure,
-        user: Option<UserId>,
-        until: Instant,
-    },
+    Ended { failure: Failure, user: Option<UserId>, until: Instant },
 }
 
 /// The meetings by id.
@@ -49,13 +45,7 @@ pub(super) struct Register {
 
 impl Register {
     pub(super) fn new(limits: LobbyLimits) -> Self {
-        Self {
-            limits,
-            meetings: BTreeMap::new(),
-            closed: None,
-            last_number: 0,
-            next_expiry: None,
-        }
+        Self { limits, meetings: BTreeMap::new(), closed: None, last_number: 0, next_expiry: None }
     }
 
     /// When a request that comes now has waited long enough for its allocation.
@@ -73,14 +63,8 @@ impl Register {
         match self.meetings.get_mut(&request.id) {
             Some(Meeting::Seated(seated)) => return seated.join(request),
             Some(Meeting::Ended { failure, user, .. }) => {
-                let of_user = user
-                    .as_ref()
-                    .is_none_or(|user| may(request.subject.as_ref(), user));
-                return Err(if of_user {
-                    failure.clone()
-                } else {
-                    Failure::Forbidden
-                });
+                let of_user = user.as_ref().is_none_or(|user| may(request.subject.as_ref(), user));
+                return Err(if of_user { failure.clone() } else { Failure::Forbidden });
             }
             Some(Meeting::Expected(asks)) => {
                 if let Some(ask) = asks.iter_mut().find(|ask| same(&ask.digest, &request.digest)) {
@@ -94,10 +78,7 @@ impl Register {
             return Err(failure.clone());
         }
         self.check_room(&request)?;
-        let meeting = self
-            .meetings
-            .entry(request.id.clone())
-            .or_insert(Meeting::Expected(Vec::new()));
+        let meeting = self.meetings.entry(request.id.clone()).or_insert(Meeting::Expected(Vec::new()));
         let (ask, progress) = Ask::new(request, deadline);
         // Anything else than requests has answered above.
         if let Meeting::Expected(asks) = meeting {
@@ -191,8 +172,7 @@ impl Register {
                 asks.drain(..).for_each(|ask| ask.fail(failure.clone()));
             }
         }
-        self.meetings
-            .retain(|_, meeting| !matches!(meeting, Meeting::Expected(_)));
+        self.meetings.retain(|_, meeting| !matches!(meeting, Meeting::Expected(_)));
         self.closed = Some(failure);
     }
 
@@ -232,8 +212,7 @@ impl Register {
 
     fn end(&mut self, id: &MandelboxId, failure: Failure, user: Option<UserId>, now: Instant) {
         let until = now + self.limits.answer_again;
-        self.meetings
-            .insert(id.clone(), Meeting::Ended { failure, user, until });
+        self.meetings.insert(id.clone(), Meeting::Ended { failure, user, until });
         self.expires_at(until);
         let ends = || {
             self.meetings.iter().filter_map(|(id, meeting)| match meeting {

@@ -26,11 +26,7 @@ enum Step {
     /// No client yet.
     Vacant,
     /// The startup data is here, or with the owner once `data` is taken.
-    Taken {
-        digest: Digest,
-        data: Option<StartupData>,
-        progress: watch::Sender<Progress>,
-    },
+    Taken { digest: Digest, data: Option<StartupData>, progress: watch::Sender<Progress> },
     /// Answered; `again` is forgotten after a while, because it holds the key.
     Answered { again: Option<Again> },
     /// Failed, and not gone yet.
@@ -52,12 +48,7 @@ impl Seated {
             wake.notify_one();
             Step::taken(ask.digest, ask.data, ask.progress)
         });
-        Self {
-            number,
-            user,
-            wake,
-            step,
-        }
+        Self { number, user, wake, step }
     }
 
     /// A request that comes now.
@@ -100,13 +91,7 @@ impl Seated {
         };
         self.step = match outcome {
             Err(failure) => Step::Failed(failure),
-            Ok(answer) => Step::Answered {
-                again: digest.map(|digest| Again {
-                    digest,
-                    answer,
-                    until,
-                }),
-            },
+            Ok(answer) => Step::Answered { again: digest.map(|digest| Again { digest, answer, until }) },
         };
     }
 
@@ -143,11 +128,7 @@ impl Seated {
 impl Step {
     fn taken(digest: Digest, data: StartupData, progress: watch::Sender<Progress>) -> Self {
         let data = Some(data);
-        Self::Taken {
-            digest,
-            data,
-            progress,
-        }
+        Self::Taken { digest, data, progress }
     }
 }
 
@@ -155,15 +136,9 @@ impl Step {
 fn choose(mut asks: Vec<Ask>, user: &UserId) -> Option<Ask> {
     let of_user = |ask: &Ask| may(ask.subject.as_ref(), user);
     let place = asks.iter().position(|ask| of_user(ask) && ask.is_awaited());
-    let chosen = place
-        .or_else(|| asks.iter().position(of_user))
-        .map(|place| asks.remove(place));
+    let chosen = place.or_else(|| asks.iter().position(of_user)).map(|place| asks.remove(place));
     for ask in asks {
-        let failure = if of_user(&ask) {
-            Failure::AlreadyDelivered
-        } else {
-            Failure::Forbidden
-        };
+        let failure = if of_user(&ask) { Failure::AlreadyDelivered } else { Failure::Forbidden };
         ask.fail(failure);
     }
     chosen

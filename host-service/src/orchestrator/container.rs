@@ -76,8 +76,8 @@ fn labels(shared: &Shared, mandelbox: &Mandelbox) -> BTreeMap<String, String> {
         (LABEL_INSTANCE, shared.facts.name.as_str()),
         (LABEL_RUN, shared.run.as_str()),
     ]
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .into()
+    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+    .into()
 }
 
 fn ports(shared: &Shared, state: &State) -> Vec<PortMapping> {

@@ -48,11 +48,14 @@ async fn find(shared: &Shared, app: &AppName, wanted: ImageRef) -> Result<ImageR
 /// `ghcr.io/org/dev/browsers/chrome:x` for `browsers/chrome`. The usual tag wins, then `latest`.
 fn matching(app: &AppName, images: &[Image]) -> Option<ImageRef> {
     let names = images.iter().flat_map(|image| &image.names);
-    let matches = names.filter(|name| {
-        let repository = repository(name);
-        repository == app.as_str() || repository.ends_with(&format!("/{app}"))
-    });
+    let matches = names.filter(|name| is_image_of(name, app));
     matches.min_by_key(|name| (rank(name), name.as_str().len(), name.as_str().to_owned())).cloned()
+}
+
+/// Whether an image's repository, in whatever registry or organisation, is the application's.
+pub(crate) fn is_image_of(name: &ImageRef, app: &AppName) -> bool {
+    let before = repository(name).strip_suffix(app.as_str());
+    before.is_some_and(|before| before.is_empty() || before.ends_with('/'))
 }
 
 fn rank(name: &ImageRef) -> u8 {
@@ -87,10 +90,25 @@ mod tests {
 
     #[test]
     fn any_local_image_of_that_name_is_found_and_the_usual_tag_wins() {
-        let names = ["browsers/chrome:old", "localhost:5000/dev/browsers/chrome:current-build", "other/chrome:latest"];
+        let names = [
+            "browsers/chrome:old",
+            "localhost:5000/dev/browsers/chrome:current-build",
+            "other/chrome:latest",
+        ];
         assert_eq!(found("browsers/chrome", &names).as_deref(), Some(names[1]));
         assert_eq!(found("browsers/chrome", &["browsers/chrome"]).as_deref(), Some("browsers/chrome"));
         assert_eq!(found("browsers/chrome", &["notbrowsers/chrome:latest", "browsers/chromes:latest"]), None);
         assert_eq!(found("chrome", &["localhost:5000/chrome"]).as_deref(), Some("localhost:5000/chrome"));
+    }
+
+    #[test]
+    fn an_image_belongs_to_an_app_by_its_repository() {
+        let of = |image: &str| is_image_of(&image.parse().unwrap(), &"browsers/chrome".parse().unwrap());
+        for image in ["browsers/chrome", "browsers/chrome:x", "localhost:5000/dev/browsers/chrome@sha256:0"] {
+            assert!(of(image), "{image}");
+        }
+        for image in ["xbrowsers/chrome", "browsers/chrome2:x", "localhost:5000/browsers/firefox"] {
+            assert!(!of(image), "{image}");
+        }
     }
 }

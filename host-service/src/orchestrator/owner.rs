@@ -84,10 +84,8 @@ pub(super) struct Ended {
 
 /// What is no longer to be planned: nothing where the row could not even be asked for, and all of it where it was ours.
 fn spent(mandelbox: &Mandelbox, claimed: bool) -> Option<MandelboxRow> {
-    let unasked = matches!(
-        mandelbox.state().phase,
-        Phase::Gone(EndReason::SpinUpFailed { stage: Stage::Claim, .. })
-    );
+    let unasked =
+        matches!(mandelbox.state().phase, Phase::Gone(EndReason::SpinUpFailed { stage: Stage::Claim, .. }));
     let status = if claimed { MandelboxStatus::Dying } else { mandelbox.row.status };
     (!unasked).then(|| MandelboxRow { status, ..mandelbox.row.clone() })
 }

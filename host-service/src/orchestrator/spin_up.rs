@@ -46,7 +46,11 @@ use crate::{
 const LAUNCH_TRIES: u32 = 3;
 
 /// Spins it up, answers its client, and returns when the control plane knows.
-pub(super) async fn spin_up(shared: &Shared, mandelbox: &Mandelbox, estate: &mut Estate) -> Result<(), EndReason> {
+pub(super) async fn spin_up(
+    shared: &Shared,
+    mandelbox: &Mandelbox,
+    estate: &mut Estate,
+) -> Result<(), EndReason> {
     let begun = Instant::now();
     let spin_up = SpinUp { shared, mandelbox };
     tracing::info!(app = %mandelbox.app, user = %mandelbox.row.user, "spinning up");
@@ -102,9 +106,11 @@ impl SpinUp<'_> {
     fn lease(&self) -> Result<LeaseSet, EndReason> {
         let settings = &self.shared.settings.mandelbox;
         let probe = |port, protocol| is_free(settings.publish_ip, port, protocol);
-        let leases = self.shared.pools.lease(self.mandelbox.id(), &settings.ports, probe).map_err(|error| {
-            EndReason::SpinUpFailed { stage: Stage::Lease, error: error.to_string() }
-        })?;
+        let leases = self
+            .shared
+            .pools
+            .lease(self.mandelbox.id(), &settings.ports, probe)
+            .map_err(|error| EndReason::SpinUpFailed { stage: Stage::Lease, error: error.to_string() })?;
         self.mandelbox.update(|state| {
             state.ports = leases.ports.iter().map(|(port, lease)| (*port, lease.value())).collect();
             state.tty = Some(leases.tty.value());
@@ -154,7 +160,9 @@ impl SpinUp<'_> {
             }
         };
         let claimed = tokio::time::timeout(limit, claim).await;
-        let late = |_| StageError::Failed(last.unwrap_or_else(|| format!("claiming the row took longer than {limit:?}")));
+        let late = |_| {
+            StageError::Failed(last.unwrap_or_else(|| format!("claiming the row took longer than {limit:?}")))
+        };
         claimed.map_err(late)?
     }
 
@@ -209,7 +217,8 @@ impl SpinUp<'_> {
             Ok(())
         };
         let deliver = async {
-            let data = self.stage(Stage::Client, client(settings.timeouts.client, seat.startup_data())).await?;
+            let data =
+                self.stage(Stage::Client, client(settings.timeouts.client, seat.startup_data())).await?;
             let handed_over = self.stage(Stage::Deliver, deliver(disk, files, data));
             bounded(Stage::Deliver, settings.timeouts.prepare, handed_over).await
         };

@@ -138,7 +138,9 @@ impl TakeDown<'_> {
     async fn tell_dying(&self) {
         let (name, id) = (&self.shared.facts.name, self.mandelbox.id());
         let told = self.shared.pubsub.set_status(name, id, MandelboxStatus::Dying);
-        if let Err(error) = within(self.shared.settings.pubsub.timeout, "setting the row to DYING", told).await {
+        if let Err(error) =
+            within(self.shared.settings.pubsub.timeout, "setting the row to DYING", told).await
+        {
             tracing::warn!(error = %chain(&error), "the control plane could not be told that the mandelbox ends");
         }
     }
@@ -146,7 +148,8 @@ impl TakeDown<'_> {
     /// Gives the processes their grace, unless there is nothing left to be graceful to. A later order may cut the
     /// grace short; what is still there is killed by the removal.
     async fn stop(&self, order: &EndOrder, mut orders: watch::Receiver<Option<EndOrder>>) {
-        let Some(container) = self.mandelbox.state().container.filter(|_| order.reason.deserves_grace()) else {
+        let Some(container) = self.mandelbox.state().container.filter(|_| order.reason.deserves_grace())
+        else {
             return;
         };
         let settings = &self.shared.settings.mandelbox;
@@ -191,7 +194,8 @@ impl TakeDown<'_> {
                 if made.record {
                     records.remove(&id)?;
                 }
-                Ok(*made = Made::default())
+                *made = Made::default();
+                Ok(())
             });
             removal.map_err(|error| {
                 PluginError::new(host_core::ErrorKind::Internal, "the file system refused").with_source(error)

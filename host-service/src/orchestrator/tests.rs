@@ -112,7 +112,9 @@ impl World {
 
     async fn gone(&self, id: &str) {
         if let Some(mandelbox) = self.mandelbox(id) {
-            timeout(LONG, mandelbox.gone()).await.unwrap_or_else(|_| panic!("{id} stays: {:?}", mandelbox.state()));
+            timeout(LONG, mandelbox.gone())
+                .await
+                .unwrap_or_else(|_| panic!("{id} stays: {:?}", mandelbox.state()));
         }
     }
 
@@ -149,8 +151,12 @@ fn shared(scratch: &TempDir, settings: &[&str], sim: Arc<Sim>, pubsub: Arc<Memor
         .into();
     set.push("instance.name=simulated".into());
     set.extend(settings.iter().map(ToString::to_string));
-    let sources =
-        Sources { profile: Some("localdev".into()), system_dir: scratch.path().into(), set, ..Sources::default() };
+    let sources = Sources {
+        profile: Some("localdev".into()),
+        system_dir: scratch.path().into(),
+        set,
+        ..Sources::default()
+    };
     let loaded = host_config::load(&sources).unwrap();
     let settings = Arc::new(loaded.settings.clone());
     let owner = Owner { uid: rustix::process::getuid().as_raw(), gid: rustix::process::getgid().as_raw() };
@@ -233,7 +239,8 @@ async fn the_55th_of_54_ttys_is_refused_and_the_others_run_on() {
 /// Whatever single call fails or hangs, with or without effect: the client has its answer, and nothing is left.
 #[tokio::test(start_paused = true)]
 async fn any_call_of_the_engine_may_fail() {
-    let strikes: [(&str, fn(runtime_sim::Calls<'_>)); 5] = [
+    type Strike = fn(runtime_sim::Calls<'_>);
+    let strikes: [(&str, Strike); 5] = [
         ("fails", |calls| calls.fails(ErrorKind::Internal)),
         ("is unavailable", |calls| calls.fails(ErrorKind::Unavailable)),
         ("loses its answer", |calls| calls.answer_is_lost(ErrorKind::Unavailable)),
@@ -251,7 +258,10 @@ async fn any_call_of_the_engine_may_fail() {
             }
             world.gone("m").await;
             let neighbour = world.mandelbox("neighbour");
-            assert!(neighbour.is_some_and(|m| m.state().phase == Phase::Running), "{op:?} {what}: the neighbour");
+            assert!(
+                neighbour.is_some_and(|m| m.state().phase == Phase::Running),
+                "{op:?} {what}: the neighbour"
+            );
             world.script.exit(&world.container("neighbour"), 0);
             world.clean().await;
         }
@@ -315,7 +325,8 @@ async fn a_port_taken_meanwhile_is_exchanged_for_another() {
     let spec = world.script.spec(&world.container("m")).unwrap();
     let published: Vec<_> = spec.ports.iter().map(|port| port.host).collect();
     assert_eq!(published, answer.ports.iter().map(|(_, host)| *host).collect::<Vec<_>>());
-    let written = world.shared.root.of(&"m".parse().unwrap()).join("resourceMappings/hostPort_for_my_32262_tcp");
+    let written =
+        world.shared.root.of(&"m".parse().unwrap()).join("resourceMappings/hostPort_for_my_32262_tcp");
     assert_eq!(std::fs::read_to_string(written).unwrap(), published[0].to_string());
     world.script.exit(&world.container("m"), 0);
     world.clean().await;
@@ -535,7 +546,9 @@ async fn an_id_given_to_another_user_never_reaches_the_first_one() {
         world.pubsub.heal();
         let first = world.mandelbox("m").unwrap();
         world.until("end of the first", || matches!(first.state().phase, Phase::Gone(_))).await;
-        world.until("the second", || world.mandelbox("m").is_some_and(|m| m.row.user.as_str() == "another")).await;
+        world
+            .until("the second", || world.mandelbox("m").is_some_and(|m| m.row.user.as_str() == "another"))
+            .await;
         assert!(timeout(LONG, world.ask("m")).await.unwrap().is_ok());
     }
 }

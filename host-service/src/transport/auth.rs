@@ -80,10 +80,7 @@ impl Denied {
 #[derive(Debug)]
 pub(super) enum Verifier {
     Off,
-    Jwt {
-        validation: Box<Validation>,
-        keys: watch::Receiver<Arc<Keys>>,
-    },
+    Jwt { validation: Box<Validation>, keys: watch::Receiver<Arc<Keys>> },
 }
 
 impl Verifier {
@@ -92,21 +89,13 @@ impl Verifier {
     /// # Errors
     /// There are none that can be used.
     pub(super) fn build(auth: &Auth) -> Result<Self, KeysError> {
-        let Auth::Jwt {
-            issuer,
-            audience,
-            jwks_file,
-        } = auth
-        else {
+        let Auth::Jwt { issuer, audience, jwks_file } = auth else {
             return Ok(Self::Off);
         };
         let keys = Arc::new(Keys::read(jwks_file)?);
         provider::install();
         let (_, keys) = watch::channel(keys);
-        Ok(Self::Jwt {
-            validation: Box::new(validation(issuer, audience)),
-            keys,
-        })
+        Ok(Self::Jwt { validation: Box::new(validation(issuer, audience)), keys })
     }
 
     /// Whose token it is; `None` where tokens are not checked.
@@ -147,10 +136,7 @@ fn subject(token: &str, validation: &Validation, keys: &Keys) -> Result<UserId, 
     if !supported(header.alg) || header.crit.is_some() {
         return Err(Denied::Malformed);
     }
-    let validation = Validation {
-        algorithms: vec![header.alg],
-        ..validation.clone()
-    };
+    let validation = Validation { algorithms: vec![header.alg], ..validation.clone() };
     let mut because = Denied::UnknownKey;
     for key in keys.candidates(header.alg, header.kid.as_deref()) {
         match decode::<Claims>(token, key, &validation) {

@@ -41,24 +41,14 @@ pub(super) struct Read {
 
 impl Bodies {
     pub(super) fn new(limit_bytes: usize, timeout: Duration) -> Self {
-        let room = limit_bytes
-            .saturating_mul(LARGEST_AT_ONCE)
-            .min(Semaphore::MAX_PERMITS);
-        Self {
-            limit_bytes,
-            timeout,
-            room: Arc::new(Semaphore::new(room)),
-        }
+        let room = limit_bytes.saturating_mul(LARGEST_AT_ONCE).min(Semaphore::MAX_PERMITS);
+        Self { limit_bytes, timeout, room: Arc::new(Semaphore::new(room)) }
     }
 
     /// What the header says of the length is within the limit.
     pub(super) fn check_length(&self, body: &Body) -> Result<(), Refusal> {
         let least = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
-        if least > self.limit_bytes {
-            Err(self.too_large())
-        } else {
-            Ok(())
-        }
+        if least > self.limit_bytes { Err(self.too_large()) } else { Ok(()) }
     }
 
     /// All of it, or why not.
@@ -70,10 +60,7 @@ impl Bodies {
     }
 
     async fn collect(&self, body: &mut Body) -> Result<Read, Refusal> {
-        let mut read = Read {
-            bytes: Vec::new(),
-            room: None,
-        };
+        let mut read = Read { bytes: Vec::new(), room: None };
         while let Some(frame) = body.frame().await {
             let Ok(data) = frame.map_err(|_| Refusal::BrokenBody)?.into_data() else {
                 continue;
@@ -82,11 +69,7 @@ impl Bodies {
                 return Err(self.too_large());
             }
             let room = u32::try_from(data.len()).map_err(|_| self.too_large())?;
-            let room = self
-                .room
-                .clone()
-                .try_acquire_many_owned(room)
-                .map_err(|_| Refusal::Busy)?;
+            let room = self.room.clone().try_acquire_many_owned(room).map_err(|_| Refusal::Busy)?;
             match &mut read.room {
                 Some(held) => held.merge(room),
                 none => *none = Some(room),
@@ -97,9 +80,7 @@ impl Bodies {
     }
 
     fn too_large(&self) -> Refusal {
-        Refusal::TooLarge {
-            limit_bytes: self.limit_bytes,
-        }
+        Refusal::TooLarge { limit_bytes: self.limit_bytes }
     }
 }
 
@@ -131,10 +112,8 @@ mod tests {
     use super::*;
 
     fn chunks(chunks: &[usize]) -> Body {
-        let chunks: Vec<_> = chunks
-            .iter()
-            .map(|&length| Ok::<_, Infallible>(Bytes::from(vec![b'x'; length])))
-            .collect();
+        let chunks: Vec<_> =
+            chunks.iter().map(|&length| Ok::<_, Infallible>(Bytes::from(vec![b'x'; length]))).collect();
         Body::from_stream(stream::iter(chunks))
     }
 
@@ -145,24 +124,11 @@ mod tests {
     #[tokio::test]
     async fn the_limit_is_the_last_byte_that_fits() {
         let bodies = bodies();
-        assert_eq!(
-            bodies.read(&mut chunks(&[60, 40])).await.unwrap().bytes.len(),
-            100
-        );
-        assert_eq!(
-            bodies.read(&mut chunks(&[60, 41])).await.unwrap_err().code(),
-            "too_large"
-        );
-        assert_eq!(
-            bodies.check_length(&Body::from(vec![0; 101])).unwrap_err().code(),
-            "too_large"
-        );
+        assert_eq!(bodies.read(&mut chunks(&[60, 40])).await.unwrap().bytes.len(), 100);
+        assert_eq!(bodies.read(&mut chunks(&[60, 41])).await.unwrap_err().code(), "too_large");
+        assert_eq!(bodies.check_length(&Body::from(vec![0; 101])).unwrap_err().code(), "too_large");
         assert!(bodies.check_length(&Body::from(vec![0; 100])).is_ok());
-        assert_eq!(
-            bodies.room.available_permits(),
-            100 * LARGEST_AT_ONCE,
-            "all room came back"
-        );
+        assert_eq!(bodies.room.available_permits(), 100 * LARGEST_AT_ONCE, "all room came back");
     }
 
     #[tokio::test]
@@ -172,10 +138,7 @@ mod tests {
         for _ in 0..LARGEST_AT_ONCE {
             held.push(bodies.read(&mut chunks(&[50, 50])).await.unwrap());
         }
-        assert_eq!(
-            bodies.read(&mut chunks(&[1])).await.unwrap_err().code(),
-            "too_many"
-        );
+        assert_eq!(bodies.read(&mut chunks(&[1])).await.unwrap_err().code(), "too_many");
         held.pop();
         assert!(bodies.read(&mut chunks(&[100])).await.is_ok());
     }
@@ -185,19 +148,8 @@ mod tests {
         let bodies = bodies();
         let stops = stream::iter([Ok::<_, Infallible>(Bytes::from_static(b"x"))]).chain(stream::pending());
         let began = tokio::time::Instant::now();
-        assert_eq!(
-            bodies
-                .read(&mut Body::from_stream(stops))
-                .await
-                .unwrap_err()
-                .code(),
-            "too_slow"
-        );
+        assert_eq!(bodies.read(&mut Body::from_stream(stops)).await.unwrap_err().code(), "too_slow");
         assert_eq!(began.elapsed(), bodies.timeout);
-        assert_eq!(
-            bodies.room.available_permits(),
-            100 * LARGEST_AT_ONCE,
-            "all room came back"
-        );
+        assert_eq!(bodies.room.available_permits(), 100 * LARGEST_AT_ONCE, "all room came back");
     }
 }

@@ -90,11 +90,7 @@ impl Refusal {
 
     fn body(&self) -> Refused {
         let (error, code) = (self.to_string(), self.code());
-        Refused {
-            result: (),
-            error,
-            code,
-        }
+        Refused { result: (), error, code }
     }
 
     /// The whole answer in bytes, for a connection on which HTTP is not, or no longer, spoken.
@@ -126,10 +122,7 @@ impl IntoResponse for Refusal {
 
 /// `{"result":{"port_32262":N,…,"aes_key":"…"}}`, for nobody's cache.
 pub(super) fn granted(answer: &Arc<Answer>) -> Response {
-    let ports = answer
-        .ports
-        .iter()
-        .map(|(port, host)| (format!("port_{}", port.port), Value::from(*host)));
+    let ports = answer.ports.iter().map(|(port, host)| (format!("port_{}", port.port), Value::from(*host)));
     let key = ("aes_key".to_owned(), Value::from(answer.aes_key.expose()));
     let result: Map<String, Value> = ports.chain([key]).collect();
     let body = Json(Map::from_iter([("result".to_owned(), Value::Object(result))]));
@@ -147,18 +140,12 @@ mod tests {
         assert!(head.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{head}");
         assert!(head.contains(&format!("content-length: {}\r\n", body.len())));
         let body: Value = serde_json::from_str(body).unwrap();
-        assert_eq!(
-            (&body["result"], &body["code"]),
-            (&Value::Null, &Value::from("plain_http"))
-        );
+        assert_eq!((&body["result"], &body["code"]), (&Value::Null, &Value::from("plain_http")));
     }
 
     #[test]
     fn a_body_that_is_refused_is_what_the_contract_says() {
         let text = serde_json::to_string(&Refusal::TooLarge { limit_bytes: 9 }.body()).unwrap();
-        assert_eq!(
-            text,
-            r#"{"result":null,"error":"the body is larger than 9 bytes","code":"too_large"}"#
-        );
+        assert_eq!(text, r#"{"result":null,"error":"the body is larger than 9 bytes","code":"too_large"}"#);
     }
 }

@@ -28,10 +28,7 @@ pub(super) enum Malformed {
     #[error("{field} is missing")]
     Missing { field: &'static str },
     #[error("{field} must be {expected}")]
-    Wrong {
-        field: &'static str,
-        expected: &'static str,
-    },
+    Wrong { field: &'static str, expected: &'static str },
 }
 
 /// The fields as they came.
@@ -61,17 +58,10 @@ impl<'a> Fields<'a> {
     pub(super) fn parse(body: &'a [u8]) -> Result<Self, Malformed> {
         let fields = serde_json::from_slice(body).map_err(|error| match error.classify() {
             Category::Data => Malformed::NotAnObject,
-            _ => Malformed::NotJson {
-                line: error.line(),
-                column: error.column(),
-            },
+            _ => Malformed::NotJson { line: error.line(), column: error.column() },
         })?;
         // An array of as many values would be taken for the fields in order.
-        if body.trim_ascii_start().starts_with(b"{") {
-            Ok(fields)
-        } else {
-            Err(Malformed::NotAnObject)
-        }
+        if body.trim_ascii_start().starts_with(b"{") { Ok(fields) } else { Err(Malformed::NotAnObject) }
     }
 
     /// The token, to be verified before anything else is looked at.
@@ -86,33 +76,17 @@ impl<'a> Fields<'a> {
         subject: Option<UserId>,
     ) -> Result<ClientRequest, Malformed> {
         let id = text("mandelbox_id", self.mandelbox_id)?;
-        let id = id.ok_or(Malformed::Missing {
-            field: "mandelbox_id",
-        })?;
-        let id = valid(
-            "mandelbox_id",
-            "1 to 64 of A-Z a-z 0-9 _ -",
-            id.parse::<MandelboxId>(),
-        )?;
+        let id = id.ok_or(Malformed::Missing { field: "mandelbox_id" })?;
+        let id = valid("mandelbox_id", "1 to 64 of A-Z a-z 0-9 _ -", id.parse::<MandelboxId>())?;
         let data = self.data()?;
         let digest = digest(&id, token, &data);
-        Ok(ClientRequest {
-            id,
-            subject,
-            digest,
-            data,
-        })
+        Ok(ClientRequest { id, subject, digest, data })
     }
 
     fn data(&self) -> Result<StartupData, Malformed> {
         let app = text("app_name", self.app_name)?.filter(|app| !app.is_empty());
-        let app = app.map(|app| {
-            valid(
-                "app_name",
-                "an application's name, such as browsers/chrome",
-                app.parse(),
-            )
-        });
+        let app =
+            app.map(|app| valid("app_name", "an application's name, such as browsers/chrome", app.parse()));
         Ok(StartupData {
             json: json_data(self.json_data)?,
             config_encryption_token: self.config_encryption_token()?,
@@ -130,10 +104,9 @@ impl<'a> Fields<'a> {
         let field = "config_encryption_token";
         let token = text(field, self.config_encryption_token)?;
         match token {
-            Some(token) if token.chars().count() < SHORTEST_TOKEN => Err(Malformed::Wrong {
-                field,
-                expected: "a string of at least 10 characters",
-            }),
+            Some(token) if token.chars().count() < SHORTEST_TOKEN => {
+                Err(Malformed::Wrong { field, expected: "a string of at least 10 characters" })
+            }
             token => Ok(token.map(secret)),
         }
     }
@@ -147,24 +120,16 @@ pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
 
 fn text<'a>(field: &'static str, raw: Field<'a>) -> Result<Option<Cow<'a, str>>, Malformed> {
     let Some(raw) = raw else { return Ok(None) };
-    let wrong = |_| Malformed::Wrong {
-        field,
-        expected: "a string",
-    };
+    let wrong = |_| Malformed::Wrong { field, expected: "a string" };
     // A derived type, because `Cow` by itself never borrows.
     #[derive(Deserialize)]
     struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-    serde_json::from_str(raw.get())
-        .map(|Text(text)| Some(text))
-        .map_err(wrong)
+    serde_json::from_str(raw.get()).map(|Text(text)| Some(text)).map_err(wrong)
 }
 
 fn flag(field: &'static str, raw: Field<'_>) -> Result<bool, Malformed> {
     let Some(raw) = raw else { return Ok(false) };
-    serde_json::from_str(raw.get()).map_err(|_| Malformed::Wrong {
-        field,
-        expected: "true or false",
-    })
+    serde_json::from_str(raw.get()).map_err(|_| Malformed::Wrong { field, expected: "true or false" })
 }
 
 /// The text of one JSON object exactly as it came, whether as an object or in a string. None at all, and the empty
@@ -175,10 +140,7 @@ fn json_data(raw: Field<'_>) -> Result<SecretString, Malformed> {
     let json = match raw.get() {
         object if object.starts_with('{') => Cow::Borrowed(object),
         _ => text(field, Some(raw))
-            .map_err(|_| Malformed::Wrong {
-                field,
-                expected: "a JSON object, or a string that holds one",
-            })?
+            .map_err(|_| Malformed::Wrong { field, expected: "a JSON object, or a string that holds one" })?
             .unwrap_or_default(),
     };
     if json.is_empty() {
@@ -210,11 +172,7 @@ fn digest(id: &MandelboxId, token: Option<&str>, data: &StartupData) -> [u8; 32]
     part(token);
     part(Some(data.json.expose_secret()));
     part(exposed(&data.config_encryption_token));
-    part(Some(if data.is_new_config_encryption_token {
-        "new"
-    } else {
-        ""
-    }));
+    part(Some(if data.is_new_config_encryption_token { "new" } else { "" }));
     part(exposed(&data.cookies));
     part(exposed(&data.bookmarks));
     part(data.app.as_ref().map(|app| app.as_str()));

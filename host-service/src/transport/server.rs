@@ -93,18 +93,14 @@ impl Connections {
             }
             drop(place);
         };
-        self.tasks
-            .spawn(served.instrument(tracing::info_span!("client", %peer)));
+        self.tasks.spawn(served.instrument(tracing::info_span!("client", %peer)));
     }
 
     async fn tcp(&self, stream: TcpStream) -> io::Result<()> {
         // A small answer must not wait for the acknowledgement of the one before.
         stream.set_nodelay(true)?;
         let deadline = Instant::now() + self.limits.handshake_timeout;
-        if timeout_at(deadline, speaks_http(&stream))
-            .await
-            .map_err(|_| late())??
-        {
+        if timeout_at(deadline, speaks_http(&stream)).await.map_err(|_| late())?? {
             return last_words(stream, Refusal::PlainHttp).await;
         }
         self.serve(stream, deadline).await
@@ -136,18 +132,12 @@ impl Connections {
                 answer
             }
         });
-        let stream = TokioIo::new(Paced {
-            stream,
-            pace: pace.clone(),
-        });
+        let stream = TokioIo::new(Paced { stream, pace: pace.clone() });
         let mut connection = http1::Builder::new()
             .header_read_timeout(None)
             .max_header_size(LARGEST_HEADER_BYTES)
             .serve_connection(stream, service);
-        let limits = PaceLimits {
-            header: self.limits.header_timeout,
-            idle: self.limits.idle_timeout,
-        };
+        let limits = PaceLimits { header: self.limits.header_timeout, idle: self.limits.idle_timeout };
         let mut stopping = false;
         let expired = loop {
             tokio::select! {
@@ -165,10 +155,7 @@ impl Connections {
             return last_words(stream, Refusal::SlowHeader(limits.header)).await;
         }
         Pin::new(&mut connection).graceful_shutdown();
-        timeout(LAST_WORDS, connection)
-            .await
-            .map_err(|_| late())?
-            .map_err(io::Error::other)
+        timeout(LAST_WORDS, connection).await.map_err(|_| late())?.map_err(io::Error::other)
     }
 }
 

@@ -30,12 +30,7 @@ fn certificate(settings: &Settings) -> Result<Certificate, BuildError> {
         (None, Some(_)) => Err(BuildError::Unset("http.certificate")),
         (None, None) => Ok(Certificate::Generated {
             directory: settings.paths.state.join("tls"),
-            addresses: settings
-                .instance
-                .ip
-                .into_iter()
-                .chain([http.listen.ip()])
-                .collect(),
+            addresses: settings.instance.ip.into_iter().chain([http.listen.ip()]).collect(),
         }),
     }
 }
@@ -46,10 +41,7 @@ fn auth(auth: &AuthSettings) -> Result<Auth, BuildError> {
         AuthMode::Jwt => Ok(Auth::Jwt {
             issuer: auth.issuer.clone().ok_or(BuildError::Unset("auth.issuer"))?,
             audience: auth.audience.clone().ok_or(BuildError::Unset("auth.audience"))?,
-            jwks_file: auth
-                .jwks_file
-                .clone()
-                .ok_or(BuildError::Unset("auth.jwks_file"))?,
+            jwks_file: auth.jwks_file.clone().ok_or(BuildError::Unset("auth.jwks_file"))?,
         }),
     }
 }
@@ -94,12 +86,7 @@ mod tests {
     fn settings(set: &[&str]) -> Settings {
         let set = set.iter().map(ToString::to_string).collect();
         let profile = Some("localdev".to_owned());
-        let sources = Sources {
-            profile,
-            system_dir: "/nonexistent".into(),
-            set,
-            ..Sources::default()
-        };
+        let sources = Sources { profile, system_dir: "/nonexistent".into(), set, ..Sources::default() };
         host_config::load(&sources).unwrap().settings
     }
 
@@ -108,14 +95,9 @@ mod tests {
         let settings = settings(&["paths.state=/scratch/state", "instance.ip=192.0.2.1"]);
         let options = Options::try_from(&settings).unwrap();
         assert!(matches!(options.auth, Auth::Off));
-        let Certificate::Generated { directory, addresses } = options.certificate else {
-            panic!("files")
-        };
+        let Certificate::Generated { directory, addresses } = options.certificate else { panic!("files") };
         assert_eq!(directory, Path::new("/scratch/state/tls"));
-        assert_eq!(
-            addresses,
-            [settings.instance.ip.unwrap(), settings.http.listen.ip()]
-        );
+        assert_eq!(addresses, [settings.instance.ip.unwrap(), settings.http.listen.ip()]);
     }
 
     #[test]
@@ -125,17 +107,8 @@ mod tests {
             change(&mut settings);
             Options::try_from(&settings).unwrap_err().to_string()
         };
-        assert_eq!(
-            unset(|settings| settings.auth.mode = AuthMode::Jwt),
-            "auth.issuer is not set"
-        );
-        assert_eq!(
-            unset(|settings| settings.http.certificate = Some("c".into())),
-            "http.key is not set"
-        );
-        assert_eq!(
-            unset(|settings| settings.http.key = Some("k".into())),
-            "http.certificate is not set"
-        );
+        assert_eq!(unset(|settings| settings.auth.mode = AuthMode::Jwt), "auth.issuer is not set");
+        assert_eq!(unset(|settings| settings.http.certificate = Some("c".into())), "http.key is not set");
+        assert_eq!(unset(|settings| settings.http.key = Some("k".into())), "http.certificate is not set");
     }
 }

@@ -39,16 +39,9 @@ impl World {
     fn new() -> Self {
         let scratch = tempfile::tempdir().unwrap();
         let directory = scratch.path().join("tls");
-        let certificate = Certificate::Generated {
-            directory: directory.clone(),
-            addresses: Vec::new(),
-        };
+        let certificate = Certificate::Generated { directory: directory.clone(), addresses: Vec::new() };
         let tls = Arc::new(tls::config(&certificate).unwrap());
-        let limits = LobbyLimits {
-            max_waiting: 10,
-            wait: WAIT,
-            answer_again: WAIT,
-        };
+        let limits = LobbyLimits { max_waiting: 10, wait: WAIT, answer_again: WAIT };
         let handler = Handler {
             lobby: Lobby::new(limits),
             verifier: Verifier::Off,
@@ -90,10 +83,7 @@ impl World {
 }
 
 fn about(elapsed: Duration, expected: Duration) {
-    assert!(
-        (expected..expected + TICK).contains(&elapsed),
-        "{elapsed:?} instead of {expected:?}"
-    );
+    assert!((expected..expected + TICK).contains(&elapsed), "{elapsed:?} instead of {expected:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -143,10 +133,7 @@ async fn a_connection_may_idle_longer_than_a_header_may_take() {
     let mut world = World::new();
     let mut client = world.connect().await;
     for _ in 0..3 {
-        assert_eq!(
-            client.ask("GET", "/", "", b"").await.refused(),
-            (404, "unknown_path")
-        );
+        assert_eq!(client.ask("GET", "/", "", b"").await.refused(), (404, "unknown_path"));
         sleep(LIMITS.idle_timeout - 10 * TICK).await;
     }
     client.send("PUT /json_trans").await;
@@ -165,9 +152,7 @@ async fn a_connection_may_idle_longer_than_a_header_may_take() {
 async fn a_body_that_stops_is_told_408() {
     let mut world = World::new();
     let mut client = world.connect().await;
-    client
-        .send("PUT /json_transport HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{\"man")
-        .await;
+    client.send("PUT /json_transport HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{\"man").await;
     let began = Instant::now();
     assert_eq!(client.hear().await.refused(), (408, "too_slow"));
     about(began.elapsed(), LIMITS.body_timeout);
@@ -178,36 +163,22 @@ async fn waiting_for_a_mandelbox_is_not_idling() {
     let mut world = World::new();
     let mut client = world.connect().await;
     let began = Instant::now();
-    assert_eq!(
-        client.put(&json!({"mandelbox_id": "m"})).await.refused(),
-        (408, "not_allocated")
-    );
+    assert_eq!(client.put(&json!({"mandelbox_id": "m"})).await.refused(), (408, "not_allocated"));
     about(began.elapsed(), WAIT);
-    assert_eq!(
-        client.ask("GET", "/", "", b"").await.status,
-        404,
-        "the connection is as good as before"
-    );
+    assert_eq!(client.ask("GET", "/", "", b"").await.status, 404, "the connection is as good as before");
 }
 
 #[tokio::test(start_paused = true)]
 async fn at_the_end_idle_connections_close_and_requests_have_their_answer() {
     let mut world = World::new();
-    let (mut fresh, mut idle, mut busy) = (
-        world.connect().await,
-        world.connect().await,
-        world.connect().await,
-    );
+    let (mut fresh, mut idle, mut busy) =
+        (world.connect().await, world.connect().await, world.connect().await);
     idle.ask("GET", "/", "", b"").await;
-    busy.send(request("PUT", "/json_transport", "", br#"{"mandelbox_id":"m"}"#))
-        .await;
+    busy.send(request("PUT", "/json_transport", "", br#"{"mandelbox_id":"m"}"#)).await;
     advance(Duration::from_secs(1)).await;
     let began = Instant::now();
     world.connections.stop.cancel();
-    assert_eq!(
-        (fresh.rest().await, idle.rest().await),
-        (String::new(), String::new())
-    );
+    assert_eq!((fresh.rest().await, idle.rest().await), (String::new(), String::new()));
     about(began.elapsed(), Duration::ZERO);
     let said = busy.hear().await;
     assert_eq!(said.refused(), (408, "not_allocated"));
@@ -220,11 +191,9 @@ async fn a_client_that_does_not_read_is_given_up() {
     let mut world = World::new();
     let (near, far) = duplex(600); // hardly more than one answer
     let connections = world.connections.clone();
-    world.served.spawn(async move {
-        connections
-            .serve(far, Instant::now() + LIMITS.handshake_timeout)
-            .await
-    });
+    world
+        .served
+        .spawn(async move { connections.serve(far, Instant::now() + LIMITS.handshake_timeout).await });
     let mut client = Client::connect(&world.connector, near).await.unwrap();
     let began = Instant::now();
     let flood = async {
@@ -234,17 +203,9 @@ async fn a_client_that_does_not_read_is_given_up() {
             }
         }
     };
-    let ended = async {
-        timeout(2 * LIMITS.idle_timeout, world.served.join_next())
-            .await
-            .expect("the end")
-    };
+    let ended = async { timeout(2 * LIMITS.idle_timeout, world.served.join_next()).await.expect("the end") };
     let ((), ended) = tokio::join!(flood, ended);
     assert!(ended.is_some());
-    assert!(
-        began.elapsed() <= LIMITS.idle_timeout + Duration::from_secs(10),
-        "{:?}",
-        began.elapsed()
-    );
+    assert!(began.elapsed() <= LIMITS.idle_timeout + Duration::from_secs(10), "{:?}", began.elapsed());
     let _ = client.0.read_u8().await;
 }

@@ -116,36 +116,22 @@ impl Pair {
         };
         let chain: Vec<_> = CertificateDer::pem_file_iter(certificate.1)
             .and_then(Iterator::collect)
-            .and_then(|chain: Vec<_>| {
-                if chain.is_empty() {
-                    Err(pem::Error::NoItemsFound)
-                } else {
-                    Ok(chain)
-                }
-            })
+            .and_then(
+                |chain: Vec<_>| {
+                    if chain.is_empty() { Err(pem::Error::NoItemsFound) } else { Ok(chain) }
+                },
+            )
             .map_err(|source| unreadable(certificate, source))?;
         let of = PrivateKeyDer::from_pem_file(key.1).map_err(|source| unreadable(key, source))?;
-        Ok(Self {
-            chain,
-            key: of,
-            paths: (certificate.1.to_owned(), key.1.to_owned()),
-        })
+        Ok(Self { chain, key: of, paths: (certificate.1.to_owned(), key.1.to_owned()) })
     }
 
     fn config(self) -> Result<ServerConfig, CertificateError> {
         let (certificate, key) = self.paths;
-        let unusable = |source| CertificateError::Unusable {
-            certificate,
-            key,
-            source,
-        };
+        let unusable = |source| CertificateError::Unusable { certificate, key, source };
         let config = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
         let mut config = config
-            .and_then(|config| {
-                config
-                    .with_no_client_auth()
-                    .with_single_cert(self.chain, self.key)
-            })
+            .and_then(|config| config.with_no_client_auth().with_single_cert(self.chain, self.key))
             .map_err(unusable)?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(config)
@@ -185,15 +171,9 @@ fn generated(directory: &Path, addresses: &[IpAddr]) -> Result<Pair, Certificate
     if is_private(directory) && is_private(&key) && read().is_ok_and(|pair| pair.is_good_for(&names)) {
         return read();
     }
-    let names = names
-        .iter()
-        .map(|name| name.to_str().into_owned())
-        .collect::<Vec<_>>();
+    let names = names.iter().map(|name| name.to_str().into_owned()).collect::<Vec<_>>();
     let (made, made_key) = make(names)?;
-    let not_kept = |source| CertificateError::NotKept {
-        path: directory.to_owned(),
-        source,
-    };
+    let not_kept = |source| CertificateError::NotKept { path: directory.to_owned(), source };
     make_private(directory).map_err(not_kept)?;
     // The key first: a certificate without its key would be the only half that looks whole.
     write(&key, made_key.as_bytes()).map_err(not_kept)?;
@@ -202,19 +182,10 @@ fn generated(directory: &Path, addresses: &[IpAddr]) -> Result<Pair, Certificate
 }
 
 fn names(addresses: &[IpAddr]) -> Vec<ServerName<'static>> {
-    let loopback = [
-        IpAddr::from([127, 0, 0, 1]),
-        IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]),
-    ];
-    let addresses = loopback
-        .iter()
-        .chain(addresses)
-        .filter(|address| !address.is_unspecified());
+    let loopback = [IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])];
+    let addresses = loopback.iter().chain(addresses).filter(|address| !address.is_unspecified());
     let localhost = ServerName::try_from("localhost").ok();
-    localhost
-        .into_iter()
-        .chain(addresses.map(|&address| ServerName::from(address)))
-        .collect()
+    localhost.into_iter().chain(addresses.map(|&address| ServerName::from(address))).collect()
 }
 
 /// Certificate and key, PEM.
@@ -225,9 +196,7 @@ fn make(names: Vec<String>) -> Result<(String, String), rcgen::Error> {
     parameters.not_before = (now - BACKDATED).into();
     parameters.not_after = (now + VALID).into();
     parameters.distinguished_name = rcgen::DistinguishedName::new();
-    parameters
-        .distinguished_name
-        .push(rcgen::DnType::CommonName, "host-service");
+    parameters.distinguished_name.push(rcgen::DnType::CommonName, "host-service");
     let certificate = parameters.self_signed(&key)?;
     Ok((certificate.pem(), key.serialize_pem()))
 }
@@ -247,10 +216,7 @@ fn make_private(directory: &Path) -> io::Result<()> {
             if fs::symlink_metadata(directory)?.is_dir() {
                 fs::set_permissions(directory, Permissions::from_mode(0o700))
             } else {
-                Err(io::Error::new(
-                    io::ErrorKind::NotADirectory,
-                    "there is something else of that name",
-                ))
+                Err(io::Error::new(io::ErrorKind::NotADirectory, "there is something else of that name"))
             }
         }
         result => result,
@@ -264,16 +230,11 @@ fn write(path: &Path, content: &[u8]) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&new)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
     file.write_all(content)?;
     file.sync_all()?;
     fs::rename(&new, path)?;
-    path.parent()
-        .map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+    path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
 }
 
 /// A key that was given may be shared with a group on purpose, but not with everybody.
@@ -286,12 +247,7 @@ fn warn_if_shared(key: &Path) {
 /// As `openssl x509 -fingerprint -sha256` shows it.
 fn fingerprint(certificate: &CertificateDer<'_>) -> String {
     let digest = digest(&SHA256, certificate);
-    digest
-        .as_ref()
-        .iter()
-        .map(|byte| format!("{byte:02X}"))
-        .collect::<Vec<_>>()
-        .join(":")
+    digest.as_ref().iter().map(|byte| format!("{byte:02X}")).collect::<Vec<_>>().join(":")
 }
 
 #[cfg(test)]
@@ -315,10 +271,8 @@ mod tests {
         assert_eq!(mode(&directory.join("key.pem")), 0o600);
         assert_eq!(mode(&directory.join("cert.pem")), 0o600);
         assert_eq!(made_in(&directory, &[]), first);
-        let left: Vec<_> = fs::read_dir(&directory)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name())
-            .collect();
+        let left: Vec<_> =
+            fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left.len(), 2, "{left:?}");
     }
 
@@ -355,12 +309,7 @@ mod tests {
             let chain = vec![parameters.self_signed(&key).unwrap().der().clone()];
             let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
             let names = [ServerName::try_from("localhost").unwrap()];
-            Pair {
-                chain,
-                key,
-                paths: Default::default(),
-            }
-            .is_good_for(&names)
+            Pair { chain, key, paths: Default::default() }.is_good_for(&names)
         };
         assert!(is_good(VALID));
         assert!(!is_good(RENEW / 2));
@@ -372,10 +321,7 @@ mod tests {
         let (elsewhere, directory) = (scratch.path().join("elsewhere"), scratch.path().join("tls"));
         fs::create_dir(&elsewhere).unwrap();
         std::os::unix::fs::symlink(&elsewhere, &directory).unwrap();
-        assert!(matches!(
-            generated(&directory, &[]),
-            Err(CertificateError::NotKept { .. })
-        ));
+        assert!(matches!(generated(&directory, &[]), Err(CertificateError::NotKept { .. })));
         assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
     }
 
@@ -389,13 +335,8 @@ mod tests {
         }
         fs::write(path("empty"), "").unwrap();
         let error = |certificate: &str, key: &str| {
-            let source = Certificate::Files {
-                certificate: path(certificate),
-                key: path(key),
-            };
-            config(&source)
-                .map(drop)
-                .map_err(|error| host_core::chain(&error))
+            let source = Certificate::Files { certificate: path(certificate), key: path(key) };
+            config(&source).map(drop).map_err(|error| host_core::chain(&error))
         };
         assert_eq!(error("a.crt", "a.key"), Ok(()));
         let wrong = |result: Result<(), String>, texts: &[&str]| {
@@ -403,10 +344,7 @@ mod tests {
             assert!(texts.iter().all(|text| error.contains(text)), "{error}");
         };
         wrong(error("a.crt", "b.key"), &["a.crt", "b.key", "cannot be used"]);
-        wrong(
-            error("absent", "a.key"),
-            &["http.certificate", "absent", "No such file"],
-        );
+        wrong(error("absent", "a.key"), &["http.certificate", "absent", "No such file"]);
         wrong(error("empty", "a.key"), &["http.certificate", "empty"]);
         wrong(error("a.crt", "a.crt"), &["http.key", "a.crt"]);
     }

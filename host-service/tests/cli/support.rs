@@ -67,23 +67,14 @@ impl Scratch {
     }
 
     pub(crate) fn run_with(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Ran {
-        self.command(arguments)
-            .envs(variables.iter().copied())
-            .output()
-            .unwrap()
-            .into()
+        self.command(arguments).envs(variables.iter().copied()).output().unwrap().into()
     }
 
     /// With a standard output that nobody reads.
     pub(crate) fn unread(&self, arguments: &[&str]) -> Ran {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        self.command(arguments)
-            .stdout(writer)
-            .stderr(Stdio::piped())
-            .output()
-            .unwrap()
-            .into()
+        self.command(arguments).stdout(writer).stderr(Stdio::piped()).output().unwrap().into()
     }
 }
 
@@ -131,10 +122,8 @@ impl Service {
     /// By itself, with success, and nothing of it is left.
     pub(crate) fn has_ended(mut self) {
         assert!(self.process.wait().unwrap().success());
-        let left: Vec<_> = std::fs::read_dir(self.scratch.path())
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-            .collect();
+        let left: Vec<_> =
+            std::fs::read_dir(self.scratch.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
         assert!(left.is_empty(), "left behind: {left:?}");
     }
 }

@@ -37,19 +37,12 @@ fn chunked(body: &[u8]) -> Vec<u8> {
 async fn a_body_may_have_one_mebibyte_and_not_one_byte_more() {
     let world = World::new().await;
     for (length, status) in [(LIMIT, 408), (LIMIT + 1, 413), (7 * LIMIT, 413)] {
-        for bytes in [
-            request("PUT", "/json_transport", "", &body(length)),
-            chunked(&body(length)),
-        ] {
+        for bytes in [request("PUT", "/json_transport", "", &body(length)), chunked(&body(length))] {
             let mut client = world.connect().await;
             client.send(bytes).await; // all of it: a client that sends does not read
             let said = within(client.hear()).await;
             assert_eq!(said.status, status, "{length}: {said:?}");
-            let code = if status == 413 {
-                "too_large"
-            } else {
-                "not_allocated"
-            };
+            let code = if status == 413 { "too_large" } else { "not_allocated" };
             assert_eq!(said.code(), code);
         }
     }
@@ -70,19 +63,12 @@ async fn what_is_announced_as_too_large_need_not_be_sent() {
 #[tokio::test]
 async fn who_speaks_http_is_told_to_speak_https() {
     let world = World::new().await;
-    for first in [
-        request("PUT", "/json_transport", "", b"{}"),
-        b"GET / HTTP/1.0\r\n\r\n".to_vec(),
-    ] {
+    for first in [request("PUT", "/json_transport", "", b"{}"), b"GET / HTTP/1.0\r\n\r\n".to_vec()] {
         let mut stream = world.dial().await;
         stream.write_all(&first).await.unwrap();
         let said = within(hear(&mut stream)).await;
         assert_eq!(said.refused(), (400, "plain_http"));
-        assert_eq!(
-            within(stream.read(&mut [0; 1])).await.unwrap_or(0),
-            0,
-            "then it is closed"
-        );
+        assert_eq!(within(stream.read(&mut [0; 1])).await.unwrap_or(0), 0, "then it is closed");
     }
 }
 
@@ -92,14 +78,8 @@ async fn garbage_instead_of_tls_disturbs_nobody() {
     let mut client = world.connect().await;
     let tls_1_0 =
         b"\x16\x03\x01\x00\x2d\x01\x00\x00\x29\x03\x01aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\0\0\x02\0\x2f\x01\0";
-    for garbage in [
-        &[0_u8; 4096][..],
-        &[22, 3, 1, 255, 255, 0],
-        &[22; 20_000],
-        b"\xff\xfe",
-        b"ssh",
-        tls_1_0,
-    ] {
+    for garbage in [&[0_u8; 4096][..], &[22, 3, 1, 255, 255, 0], &[22; 20_000], b"\xff\xfe", b"ssh", tls_1_0]
+    {
         let mut stream = world.dial().await;
         let _ = stream.write_all(garbage).await;
         let _ = stream.shutdown().await;
@@ -120,10 +100,7 @@ async fn broken_http_ends_its_connection_and_no_other() {
         "PUT /json_transport HTTP/1.1\r\nContent-Length: x\r\n\r\n".to_owned(),
         "PUT /json_transport HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n".to_owned(),
         "PUT /json_transport HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".to_owned(),
-        format!(
-            "PUT /json_transport HTTP/1.1\r\nX: {}\r\n\r\n",
-            "x".repeat(100_000)
-        ),
+        format!("PUT /json_transport HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(100_000)),
         "\0\0\0\0\r\n\r\n".to_owned(),
     ] {
         let mut client = world.connect().await;
@@ -148,10 +125,7 @@ async fn a_thousand_clients_at_once_each_have_their_own_answer() {
             match n % 4 {
                 // Nobody allocates these; those do not hold up the others.
                 0 => assert_eq!(world.put(&body).await.refused(), (408, "not_allocated")),
-                1 => assert_eq!(
-                    world.put(&json!({"mandelbox_id": n})).await.refused(),
-                    (400, "malformed")
-                ),
+                1 => assert_eq!(world.put(&json!({"mandelbox_id": n})).await.refused(), (400, "malformed")),
                 _ => {
                     let (said, (seat, _)) =
                         tokio::join!(world.put(&body), world.mandelbox(&id, user.as_str()));
@@ -168,10 +142,7 @@ async fn a_thousand_clients_at_once_each_have_their_own_answer() {
 #[tokio::test]
 async fn connections_over_the_limit_are_closed_at_once_and_places_come_back() {
     let setup = Setup {
-        limits: host_service::transport::Limits {
-            max_connections: 2,
-            ..LIMITS
-        },
+        limits: host_service::transport::Limits { max_connections: 2, ..LIMITS },
         ..Setup::default()
     };
     let world = World::with(setup).await;
@@ -179,11 +150,7 @@ async fn connections_over_the_limit_are_closed_at_once_and_places_come_back() {
     let mut third = world.dial().await;
     let read = within(third.read(&mut [0; 1])).await;
     assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
-    assert_eq!(
-        first.ask("GET", "/", "", b"").await.status,
-        404,
-        "those that are there notice nothing"
-    );
+    assert_eq!(first.ask("GET", "/", "", b"").await.status, 404, "those that are there notice nothing");
     drop(second);
     within(async {
         loop {
@@ -221,23 +188,16 @@ fn nearly() -> impl Strategy<Value = Vec<u8>> {
         "else",
     ]);
     let object = prop::collection::vec((names, value), 0..10).prop_map(|fields| {
-        let fields: Vec<_> = fields
-            .iter()
-            .map(|(name, value)| format!("{:?}:{value}", name))
-            .collect();
+        let fields: Vec<_> = fields.iter().map(|(name, value)| format!("{:?}:{value}", name)).collect();
         format!("{{{}}}", fields.join(",")).into_bytes()
     });
-    (
-        object,
-        prop::option::of((any::<prop::sample::Index>(), any::<u8>())),
-    )
-        .prop_map(|(mut bytes, change)| {
-            if let Some((place, byte)) = change {
-                let place = place.index(bytes.len());
-                bytes[place] = byte;
-            }
-            bytes
-        })
+    (object, prop::option::of((any::<prop::sample::Index>(), any::<u8>()))).prop_map(|(mut bytes, change)| {
+        if let Some((place, byte)) = change {
+            let place = place.index(bytes.len());
+            bytes[place] = byte;
+        }
+        bytes
+    })
 }
 
 #[test]

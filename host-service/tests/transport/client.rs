@@ -20,9 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Trusts the certificate in that file and no other.
 pub(crate) fn trusting(certificate: &Path) -> TlsConnector {
     let mut roots = RootCertStore::empty();
-    roots
-        .add(CertificateDer::from_pem_file(certificate).unwrap())
-        .unwrap();
+    roots.add(CertificateDer::from_pem_file(certificate).unwrap()).unwrap();
     let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
         .with_safe_default_protocol_versions()
         .unwrap()
@@ -47,10 +45,7 @@ impl Said {
     /// Its code, which every refusal has.
     pub(crate) fn code(&self) -> &str {
         assert_eq!(self.body["result"], Value::Null, "{self:?}");
-        assert!(
-            self.body["error"].as_str().is_some_and(|error| !error.is_empty()),
-            "{self:?}"
-        );
+        assert!(self.body["error"].as_str().is_some_and(|error| !error.is_empty()), "{self:?}");
         assert!(self.head.contains("content-type: application/json"), "{self:?}");
         self.body["code"].as_str().unwrap()
     }
@@ -63,10 +58,7 @@ impl Said {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     pub(crate) async fn connect(connector: &TlsConnector, stream: S) -> io::Result<Self> {
-        connector
-            .connect(ServerName::try_from("localhost").unwrap(), stream)
-            .await
-            .map(Self)
+        connector.connect(ServerName::try_from("localhost").unwrap(), stream).await.map(Self)
     }
 
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
@@ -82,8 +74,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
 
     /// A `json_transport` with that body.
     pub(crate) async fn put(&mut self, body: &Value) -> Said {
-        self.ask("PUT", "/json_transport", "", body.to_string().as_bytes())
-            .await
+        self.ask("PUT", "/json_transport", "", body.to_string().as_bytes()).await
     }
 
     /// The next answer.
@@ -95,9 +86,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     pub(crate) async fn rest(&mut self) -> String {
         let mut rest = Vec::new();
         // A server that closes without saying so in TLS is fine here.
-        let _ = timeout(PATIENCE, self.0.read_to_end(&mut rest))
-            .await
-            .expect("the end");
+        let _ = timeout(PATIENCE, self.0.read_to_end(&mut rest)).await.expect("the end");
         String::from_utf8(rest).unwrap()
     }
 }
@@ -117,20 +106,9 @@ pub(crate) async fn hear(stream: &mut (impl AsyncRead + Unpin)) -> Said {
     }
     let head = String::from_utf8(head).unwrap().to_lowercase();
     let (status, head) = head.split_once("\r\n").unwrap();
-    let length = head
-        .lines()
-        .find_map(|line| line.strip_prefix("content-length: "))
-        .unwrap();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
     let mut body = vec![0; length.parse().unwrap()];
     stream.read_exact(&mut body).await.unwrap();
-    let body = if body.is_empty() {
-        Value::Null
-    } else {
-        serde_json::from_slice(&body).unwrap()
-    };
-    Said {
-        status: status.split(' ').nth(1).unwrap().parse().unwrap(),
-        head: head.to_owned(),
-        body,
-    }
+    let body = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() };
+    Said { status: status.split(' ').nth(1).unwrap().parse().unwrap(), head: head.to_owned(), body }
 }

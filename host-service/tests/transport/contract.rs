@@ -38,22 +38,13 @@ async fn every_field_reaches_the_mandelbox_as_it_was_sent() {
     let body = r#" {"mandelbox_id":"m","json_data":{"z": 1.50, "a":"ä"},"app_name":"browsers/chrome",
         "config_encryption_token":"0123456789","is_new_config_encryption_token":true,
         "cookies":"c\"ookies","bookmarks":"b\u00f6","jwt_access_token":null,"a field of the future":{"x":[1]}}"#;
-    let client = async {
-        world
-            .connect()
-            .await
-            .ask("PUT", "/json_transport", "", body.as_bytes())
-            .await
-    };
+    let client = async { world.connect().await.ask("PUT", "/json_transport", "", body.as_bytes()).await };
     let (said, (_seat, data)) = tokio::join!(client, world.mandelbox("m", "ann"));
     assert_eq!(said.status, 200, "{said:?}");
     let shown =
         |secret: &Option<secrecy::SecretString>| secret.as_ref().map(|s| s.expose_secret().to_owned());
     assert_eq!(data.json.expose_secret(), r#"{"z": 1.50, "a":"ä"}"#);
-    assert_eq!(
-        shown(&data.config_encryption_token).as_deref(),
-        Some("0123456789")
-    );
+    assert_eq!(shown(&data.config_encryption_token).as_deref(), Some("0123456789"));
     assert!(data.is_new_config_encryption_token);
     assert_eq!(shown(&data.cookies).as_deref(), Some("c\"ookies"));
     assert_eq!(shown(&data.bookmarks).as_deref(), Some("bö"));
@@ -64,14 +55,7 @@ async fn every_field_reaches_the_mandelbox_as_it_was_sent() {
 async fn other_paths_and_methods_are_refused() {
     let world = World::new().await;
     let mut client = world.connect().await;
-    for path in [
-        "/",
-        "/json_transport/",
-        "/json_transport/x",
-        "/JSON_TRANSPORT",
-        "/healthz",
-        "/..%2fetc",
-    ] {
+    for path in ["/", "/json_transport/", "/json_transport/x", "/JSON_TRANSPORT", "/healthz", "/..%2fetc"] {
         for (method, body) in [("PUT", "{}"), ("GET", "")] {
             let said = client.ask(method, path, "", body.as_bytes()).await;
             assert_eq!(said.refused(), (404, "unknown_path"), "{method} {path}");
@@ -94,35 +78,17 @@ const MALFORMED: [(&str, &str); 25] = [
     ("null", "one JSON object"),
     (r#""secret""#, "one JSON object"),
     (r#"["m",null,null,null,null,null,null,null]"#, "one JSON object"),
-    (
-        r#"{"mandelbox_id":"m","mandelbox_id":"n"}"#,
-        "no field comes twice",
-    ),
+    (r#"{"mandelbox_id":"m","mandelbox_id":"n"}"#, "no field comes twice"),
     ("{}", "mandelbox_id is missing"),
     (r#"{"mandelbox_id":null}"#, "mandelbox_id is missing"),
     (r#"{"mandelbox_id":7}"#, "mandelbox_id must be a string"),
     (r#"{"mandelbox_id":""}"#, "mandelbox_id must be 1 to 64"),
     (r#"{"mandelbox_id":"../secret"}"#, "mandelbox_id must be 1 to 64"),
-    (
-        r#"{"mandelbox_id":"m","jwt_access_token":{}}"#,
-        "jwt_access_token must be a string",
-    ),
-    (
-        r#"{"mandelbox_id":"m","json_data":"secret"}"#,
-        "json_data must be a JSON object",
-    ),
-    (
-        r#"{"mandelbox_id":"m","json_data":"[]"}"#,
-        "json_data must be a JSON object",
-    ),
-    (
-        r#"{"mandelbox_id":"m","json_data":["secret"]}"#,
-        "json_data must be a JSON object",
-    ),
-    (
-        r#"{"mandelbox_id":"m","json_data":false}"#,
-        "json_data must be a JSON object",
-    ),
+    (r#"{"mandelbox_id":"m","jwt_access_token":{}}"#, "jwt_access_token must be a string"),
+    (r#"{"mandelbox_id":"m","json_data":"secret"}"#, "json_data must be a JSON object"),
+    (r#"{"mandelbox_id":"m","json_data":"[]"}"#, "json_data must be a JSON object"),
+    (r#"{"mandelbox_id":"m","json_data":["secret"]}"#, "json_data must be a JSON object"),
+    (r#"{"mandelbox_id":"m","json_data":false}"#, "json_data must be a JSON object"),
     (
         r#"{"mandelbox_id":"m","config_encryption_token":"secret"}"#,
         "config_encryption_token must be a string of at",
@@ -131,22 +97,10 @@ const MALFORMED: [(&str, &str); 25] = [
         r#"{"mandelbox_id":"m","config_encryption_token":1234567890}"#,
         "config_encryption_token must be a string",
     ),
-    (
-        r#"{"mandelbox_id":"m","is_new_config_encryption_token":"secret"}"#,
-        "token must be true or false",
-    ),
-    (
-        r#"{"mandelbox_id":"m","cookies":["secret"]}"#,
-        "cookies must be a string",
-    ),
-    (
-        r#"{"mandelbox_id":"m","bookmarks":{"secret":1}}"#,
-        "bookmarks must be a string",
-    ),
-    (
-        r#"{"mandelbox_id":"m","app_name":"../secret"}"#,
-        "app_name must be an application's name",
-    ),
+    (r#"{"mandelbox_id":"m","is_new_config_encryption_token":"secret"}"#, "token must be true or false"),
+    (r#"{"mandelbox_id":"m","cookies":["secret"]}"#, "cookies must be a string"),
+    (r#"{"mandelbox_id":"m","bookmarks":{"secret":1}}"#, "bookmarks must be a string"),
+    (r#"{"mandelbox_id":"m","app_name":"../secret"}"#, "app_name must be an application's name"),
 ];
 
 #[tokio::test]
@@ -160,14 +114,9 @@ async fn what_is_malformed_is_named() {
         let said = client.ask("PUT", "/json_transport", "", body.as_bytes()).await;
         assert_eq!(said.refused(), (400, "malformed"), "{body}");
         let error = said.body["error"].as_str().unwrap();
-        assert!(
-            error.contains(text) && !error.contains("secret"),
-            "{body}: {error}"
-        );
+        assert!(error.contains(text) && !error.contains("secret"), "{body}: {error}");
     }
-    let said = client
-        .ask("PUT", "/json_transport", "", b"{\"mandelbox_id\":\"\xff\"}")
-        .await;
+    let said = client.ask("PUT", "/json_transport", "", b"{\"mandelbox_id\":\"\xff\"}").await;
     assert_eq!(said.refused(), (400, "malformed"));
     assert_eq!(world.lobby.waiting(), 0);
 }
@@ -188,40 +137,18 @@ async fn each_failure_of_the_lobby_has_its_status() {
     drop(seat);
 
     let message = "the image chrome is not on this host".to_owned();
-    world.lobby.refuse(
-        &id("failed"),
-        Failure::SpinUpFailed {
-            stage: Stage::Image,
-            message,
-        },
-    );
+    world.lobby.refuse(&id("failed"), Failure::SpinUpFailed { stage: Stage::Image, message });
     let said = world.put(&body("failed")).await;
     assert_eq!(said.refused(), (500, "spin_up_failed"));
-    assert!(
-        said.body["error"]
-            .as_str()
-            .unwrap()
-            .contains("image: the image chrome"),
-        "{said:?}"
-    );
+    assert!(said.body["error"].as_str().unwrap().contains("image: the image chrome"), "{said:?}");
 
-    world.lobby.refuse(
-        &id("down"),
-        Failure::Unavailable("the engine does not answer".into()),
-    );
+    world.lobby.refuse(&id("down"), Failure::Unavailable("the engine does not answer".into()));
     let said = world.put(&body("down")).await;
     assert_eq!(said.refused(), (503, "unavailable"));
     assert!(said.head.contains("retry-after: 1\r\n"), "{said:?}");
 
     let mut first = world.connect().await;
-    first
-        .send(super::client::request(
-            "PUT",
-            "/json_transport",
-            "",
-            br#"{"mandelbox_id":"one"}"#,
-        ))
-        .await;
+    first.send(super::client::request("PUT", "/json_transport", "", br#"{"mandelbox_id":"one"}"#)).await;
     world.waiting(1).await;
     let said = world.put(&body("two")).await;
     assert_eq!(said.refused(), (429, "too_many"));
@@ -238,10 +165,7 @@ async fn the_identical_request_gets_the_identical_answer() {
     let body = json!({"mandelbox_id": "m", "json_data": {"x": 1}, "cookies": "c"});
     let both = async { tokio::join!(world.put(&body), world.put(&body)) };
     let ((first, second), (_seat, _)) = tokio::join!(both, world.mandelbox("m", "ann"));
-    assert_eq!(
-        (first.status, &first.body, second.status, &second.body),
-        (200, &told(), 200, &told())
-    );
+    assert_eq!((first.status, &first.body, second.status, &second.body), (200, &told(), 200, &told()));
     assert_eq!(world.put(&body).await.body, told(), "and again");
     for (field, value) in [
         ("json_data", json!({"x": 2})),
@@ -256,11 +180,7 @@ async fn the_identical_request_gets_the_identical_answer() {
     ] {
         let mut other = body.clone();
         other[field] = value;
-        assert_eq!(
-            world.put(&other).await.refused(),
-            (409, "already_delivered"),
-            "{other}"
-        );
+        assert_eq!(world.put(&other).await.refused(), (409, "already_delivered"), "{other}");
     }
 }
 
@@ -269,14 +189,7 @@ async fn a_client_that_goes_cancels_nothing_and_may_ask_again() {
     let world = World::new().await;
     let body = json!({"mandelbox_id": "m", "json_data": {"x": 1}});
     let mut client = world.connect().await;
-    client
-        .send(super::client::request(
-            "PUT",
-            "/json_transport",
-            "",
-            body.to_string().as_bytes(),
-        ))
-        .await;
+    client.send(super::client::request("PUT", "/json_transport", "", body.to_string().as_bytes())).await;
     world.waiting(1).await;
     drop(client);
     let (_seat, data) = world.mandelbox("m", "ann").await;
@@ -286,14 +199,7 @@ async fn a_client_that_goes_cancels_nothing_and_may_ask_again() {
     let mut seat = world.lobby.open(&id("n"), &"ann".parse().unwrap());
     let body = json!({"mandelbox_id": "n"});
     let mut client = world.connect().await;
-    client
-        .send(super::client::request(
-            "PUT",
-            "/json_transport",
-            "",
-            body.to_string().as_bytes(),
-        ))
-        .await;
+    client.send(super::client::request("PUT", "/json_transport", "", body.to_string().as_bytes())).await;
     within(seat.startup_data()).await;
     drop(client);
     seat.answer(super::world::answer());

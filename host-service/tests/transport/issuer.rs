@@ -39,15 +39,7 @@ impl Issuer {
     pub(crate) fn new() -> Self {
         let [n, e, d, p, q, dp, dq, q_inv] = RSA.map(|part| URL_SAFE_NO_PAD.decode(part).unwrap());
         let public_key = PublicKeyComponents { n, e };
-        let rsa = KeyPairComponents {
-            public_key,
-            d,
-            p,
-            q,
-            dP: dp,
-            dQ: dq,
-            qInv: q_inv,
-        };
+        let rsa = KeyPairComponents { public_key, d, p, q, dP: dp, dQ: dq, qInv: q_inv };
         let (algorithm, random) = (&ECDSA_P256_SHA256_FIXED_SIGNING, SystemRandom::new());
         let elliptic = EcdsaKeyPair::generate_pkcs8(algorithm, &random).unwrap();
         Self {
@@ -73,11 +65,7 @@ impl Issuer {
     pub(crate) fn trusted(&self, directory: &Path) -> Auth {
         let jwks_file = directory.join("jwks.json");
         fs::write(&jwks_file, self.keys().to_string()).unwrap();
-        Auth::Jwt {
-            issuer: ISSUER.into(),
-            audience: AUDIENCE.into(),
-            jwks_file,
-        }
+        Auth::Jwt { issuer: ISSUER.into(), audience: AUDIENCE.into(), jwks_file }
     }
 
     /// A good token of `subject`.
@@ -92,20 +80,14 @@ impl Issuer {
     pub(crate) fn rsa_signed(&self, header: &Value, claims: &Value) -> String {
         signed(header, claims, |message| {
             let mut signature = vec![0; self.rsa.public().modulus_len()];
-            self.rsa
-                .sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), message, &mut signature)
-                .unwrap();
+            self.rsa.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), message, &mut signature).unwrap();
             signature
         })
     }
 
     pub(crate) fn es256(&self, claims: &Value) -> String {
         signed(&json!({"alg": "ES256", "kid": "elliptic"}), claims, |message| {
-            self.elliptic
-                .sign(&SystemRandom::new(), message)
-                .unwrap()
-                .as_ref()
-                .to_vec()
+            self.elliptic.sign(&SystemRandom::new(), message).unwrap().as_ref().to_vec()
         })
     }
 }
@@ -121,19 +103,14 @@ pub(crate) fn claims_but(changes: Value) -> Value {
     for (name, value) in changes.as_object().unwrap() {
         claims[name] = value.clone();
     }
-    claims
-        .as_object_mut()
-        .unwrap()
-        .retain(|_, value| !value.is_null());
+    claims.as_object_mut().unwrap().retain(|_, value| !value.is_null());
     claims
 }
 
 pub(crate) fn hs256(key: &[u8], claims: &Value) -> String {
     let key = hmac::Key::new(hmac::HMAC_SHA256, key);
     let header = json!({"alg": "HS256", "kid": "rsa"});
-    signed(&header, claims, |message| {
-        hmac::sign(&key, message).as_ref().to_vec()
-    })
+    signed(&header, claims, |message| hmac::sign(&key, message).as_ref().to_vec())
 }
 
 pub(crate) fn signed(header: &Value, claims: &Value, sign: impl Fn(&[u8]) -> Vec<u8>) -> String {

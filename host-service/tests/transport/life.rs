@@ -24,24 +24,12 @@ async fn a_busy_port_is_named_with_its_remedy() {
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (listen, scratch) = (taken.local_addr().unwrap(), tempfile::tempdir().unwrap());
     let build = async |listen| {
-        let options = Options {
-            listen,
-            ..options(scratch.path(), Auth::Off, LIMITS)
-        };
-        Server::build(options, Lobby::new(Setup::default().lobby), None)
-            .await
-            .map(drop)
-            .unwrap_err()
+        let options = Options { listen, ..options(scratch.path(), Auth::Off, LIMITS) };
+        Server::build(options, Lobby::new(Setup::default().lobby), None).await.map(drop).unwrap_err()
     };
     let error = build(listen).await;
-    let expected = format!(
-        "port {} is taken by another program on 127.0.0.1; ",
-        listen.port()
-    );
-    assert!(
-        error.to_string().starts_with(&expected) && error.to_string().contains("http.listen"),
-        "{error}"
-    );
+    let expected = format!("port {} is taken by another program on 127.0.0.1; ", listen.port());
+    assert!(error.to_string().starts_with(&expected) && error.to_string().contains("http.listen"), "{error}");
     let error = build("192.0.2.1:4678".parse().unwrap()).await;
     assert!(
         matches!(error, BuildError::Listen { .. }) && error.to_string().contains("192.0.2.1:4678"),
@@ -54,8 +42,7 @@ async fn what_is_in_flight_at_the_end_has_its_answer() {
     let mut world = World::new().await;
     let (mut idle, mut busy) = (world.connect().await, world.connect().await);
     idle.ask("GET", "/", "", b"").await;
-    busy.send(request("PUT", "/json_transport", "", br#"{"mandelbox_id":"m"}"#))
-        .await;
+    busy.send(request("PUT", "/json_transport", "", br#"{"mandelbox_id":"m"}"#)).await;
     world.waiting(1).await;
     world.stop.cancel();
     assert_eq!(within(idle.rest()).await, "", "nothing holds an idle connection");
@@ -68,16 +55,11 @@ async fn what_is_in_flight_at_the_end_has_its_answer() {
 
 #[tokio::test]
 async fn what_takes_too_long_at_the_end_is_cut_off() {
-    let mut setup = Setup {
-        drain: Duration::from_millis(50),
-        ..Setup::default()
-    };
+    let mut setup = Setup { drain: Duration::from_millis(50), ..Setup::default() };
     setup.lobby.wait = LONG;
     let mut world = World::with(setup).await;
     let mut client = world.connect().await;
-    client
-        .send(request("PUT", "/json_transport", "", br#"{"mandelbox_id":"m"}"#))
-        .await;
+    client.send(request("PUT", "/json_transport", "", br#"{"mandelbox_id":"m"}"#)).await;
     world.waiting(1).await;
     world.stop.cancel();
     world.ended().await;
@@ -93,11 +75,7 @@ struct Allocator {
 
 impl Allocator {
     fn new(result: fn() -> Result<(), PluginError>) -> Arc<Self> {
-        Arc::new(Self {
-            seen: Mutex::default(),
-            go: Notify::new(),
-            result,
-        })
+        Arc::new(Self { seen: Mutex::default(), go: Notify::new(), result })
     }
 
     fn seen(&self) -> Vec<Allocation> {
@@ -116,16 +94,9 @@ impl Allocator {
             }
             .boxed()
         });
-        let (user, app) = (
-            "localdev_user_id".parse().unwrap(),
-            "browsers/chrome".parse().unwrap(),
-        );
+        let (user, app) = ("localdev_user_id".parse().unwrap(), "browsers/chrome".parse().unwrap());
         let on_request = Some(OnRequest { allocate, user, app });
-        World::with(Setup {
-            on_request,
-            ..Setup::default()
-        })
-        .await
+        World::with(Setup { on_request, ..Setup::default() }).await
     }
 }
 
@@ -134,10 +105,7 @@ fn conflict() -> Result<(), PluginError> {
 }
 
 fn unavailable() -> Result<(), PluginError> {
-    Err(PluginError::new(
-        ErrorKind::Unavailable,
-        "the database does not answer",
-    ))
+    Err(PluginError::new(ErrorKind::Unavailable, "the database does not answer"))
 }
 
 #[tokio::test]
@@ -156,10 +124,7 @@ async fn a_request_allocates_its_mandelbox_once() {
     assert_eq!(world.put(&body).await.body, told());
     let seen = allocator.seen();
     assert_eq!(seen.len(), 1, "asking again is not asking for another");
-    assert_eq!(
-        (seen[0].id.as_str(), seen[0].user.as_str()),
-        ("m", "localdev_user_id")
-    );
+    assert_eq!((seen[0].id.as_str(), seen[0].user.as_str()), ("m", "localdev_user_id"));
     assert_eq!(seen[0].app.as_ref().unwrap().as_str(), "browsers/chrome");
 
     drop(seat);
@@ -170,10 +135,7 @@ async fn a_request_allocates_its_mandelbox_once() {
         world.mandelbox("m", "localdev_user_id").await
     };
     let (said, _seat) = tokio::join!(world.put(&body), again);
-    assert_eq!(
-        said.status, 200,
-        "once it is gone, the same id is a new mandelbox"
-    );
+    assert_eq!(said.status, 200, "once it is gone, the same id is a new mandelbox");
     let seen = allocator.seen();
     assert_eq!(seen[1].app.as_ref().unwrap().as_str(), "another");
     assert_ne!(seen[0].session, seen[1].session);
@@ -191,18 +153,10 @@ async fn one_that_is_allocated_already_is_just_joined() {
     let body = json!({"mandelbox_id": "m"});
     let (said, _seat) = tokio::join!(world.put(&body), mandelbox);
     assert_eq!(said.status, 200);
-    let _seat = world
-        .lobby
-        .open(&"n".parse().unwrap(), &"somebody".parse().unwrap());
+    let _seat = world.lobby.open(&"n".parse().unwrap(), &"somebody".parse().unwrap());
     let mut client = world.connect().await;
-    client
-        .send(request("PUT", "/json_transport", "", br#"{"mandelbox_id":"n"}"#))
-        .await;
-    assert_eq!(
-        allocator.seen().len(),
-        1,
-        "nothing is allocated for one that is there"
-    );
+    client.send(request("PUT", "/json_transport", "", br#"{"mandelbox_id":"n"}"#)).await;
+    assert_eq!(allocator.seen().len(), 1, "nothing is allocated for one that is there");
 }
 
 #[tokio::test]
@@ -213,13 +167,7 @@ async fn a_failed_allocation_is_told_at_once_and_may_be_tried_again() {
         allocator.go.notify_one();
         let said = world.put(&json!({"mandelbox_id": "m"})).await;
         assert_eq!(said.refused(), (503, "unavailable"));
-        assert!(
-            said.body["error"]
-                .as_str()
-                .unwrap()
-                .contains("the database does not answer"),
-            "{said:?}"
-        );
+        assert!(said.body["error"].as_str().unwrap().contains("the database does not answer"), "{said:?}");
     }
     assert_eq!(allocator.seen().len(), 2);
 }
@@ -229,9 +177,7 @@ async fn a_client_that_goes_does_not_take_its_allocation_back() {
     let allocator = Allocator::new(|| Ok(()));
     let mut world = allocator.world().await;
     let mut client = world.connect().await;
-    client
-        .send(request("PUT", "/json_transport", "", br#"{"mandelbox_id":"m"}"#))
-        .await;
+    client.send(request("PUT", "/json_transport", "", br#"{"mandelbox_id":"m"}"#)).await;
     world.waiting(1).await;
     drop(client);
     // Its connection is gone when the server would end but for the allocation.

@@ -51,17 +51,8 @@ async fn no_secret_is_logged_or_repeated() {
     tracing::subscriber::set_global_default(registry().with(log.clone())).unwrap();
     let (issuer, scratch) = (Issuer::new(), tempfile::tempdir().unwrap());
     let auth = issuer.trusted(scratch.path());
-    let world = World::with(Setup {
-        auth,
-        ..Setup::default()
-    })
-    .await;
-    let secrets = [
-        "SECRET-DATA",
-        "SECRET-CONFIG-TOKEN",
-        "SECRET-COOKIE",
-        "SECRET-BOOKMARK",
-    ];
+    let world = World::with(Setup { auth, ..Setup::default() }).await;
+    let secrets = ["SECRET-DATA", "SECRET-CONFIG-TOKEN", "SECRET-COOKIE", "SECRET-BOOKMARK"];
     let body = |id: &str, token: &str| {
         json!({
             "mandelbox_id": id, "jwt_access_token": token, "json_data": {"x": secrets[0]},
@@ -74,34 +65,19 @@ async fn no_secret_is_logged_or_repeated() {
     assert_eq!(said.body, told());
 
     let expired = issuer.rs256(&claims_but(json!({"exp": 1})));
-    world.lobby.refuse(
-        &"f".parse().unwrap(),
-        Failure::SpinUpFailed {
-            stage: Stage::Create,
-            message: "no".into(),
-        },
-    );
+    world
+        .lobby
+        .refuse(&"f".parse().unwrap(), Failure::SpinUpFailed { stage: Stage::Create, message: "no".into() });
     let mut wrong = body("m", &token);
     wrong["is_new_config_encryption_token"] = json!("SECRET-DATA");
-    let refused = [
-        body("nobody", &token),
-        body("m", &expired),
-        body("f", &token),
-        wrong,
-    ];
+    let refused = [body("nobody", &token), body("m", &expired), body("f", &token), wrong];
     let mut said = String::new();
     for body in &refused {
         said += &world.put(body).await.body.to_string();
     }
     let cut =
         format!("{{\"mandelbox_id\":\"m\",\"cookies\":\"SECRET-COOKIE\",\"jwt_access_token\":\"{token}\"");
-    said += &world
-        .connect()
-        .await
-        .ask("PUT", "/json_transport", "", cut.as_bytes())
-        .await
-        .body
-        .to_string();
+    said += &world.connect().await.ask("PUT", "/json_transport", "", cut.as_bytes()).await.body.to_string();
 
     let log = log.0.lock().unwrap();
     assert!(

@@ -14,14 +14,7 @@ use super::{
 async fn world() -> (World, Issuer) {
     let (issuer, scratch) = (Issuer::new(), tempfile::tempdir().unwrap());
     let auth = issuer.trusted(scratch.path());
-    (
-        World::with(Setup {
-            auth,
-            ..Setup::default()
-        })
-        .await,
-        issuer,
-    )
+    (World::with(Setup { auth, ..Setup::default() }).await, issuer)
 }
 
 fn with_token(id: &str, token: &str) -> Value {
@@ -62,10 +55,7 @@ fn bad_claims(issuer: &Issuer) -> Vec<(&'static str, String)> {
         ("token_invalid", json!({"nbf": now() + 60})),
         ("token_invalid", json!({"nbf": "tomorrow"})),
         ("token_invalid", json!({"iss": "https://issuer.example"})),
-        (
-            "token_invalid",
-            json!({"iss": [ISSUER, "https://other.example/"]}),
-        ),
+        ("token_invalid", json!({"iss": [ISSUER, "https://other.example/"]})),
         ("token_invalid", json!({"iss": null})),
         ("token_invalid", json!({"aud": "https://other.example"})),
         ("token_invalid", json!({"aud": []})),
@@ -76,8 +66,7 @@ fn bad_claims(issuer: &Issuer) -> Vec<(&'static str, String)> {
         ("token_invalid", json!({"sub": "a\u{0}b"})),
         ("token_invalid", json!({"padding": "x".repeat(20_000)})),
     ];
-    rows.map(|(code, changes)| (code, issuer.rs256(&claims_but(changes))))
-        .to_vec()
+    rows.map(|(code, changes)| (code, issuer.rs256(&claims_but(changes)))).to_vec()
 }
 
 /// Tokens that say what they must, and are not signed as they must be.
@@ -116,27 +105,16 @@ fn bad_signatures(issuer: &Issuer) -> Vec<String> {
 #[tokio::test]
 async fn every_bad_token_is_told_401() {
     let (world, issuer) = world().await;
-    let invalid = bad_signatures(&issuer)
-        .into_iter()
-        .map(|token| ("token_invalid", token));
-    let rows = bad_claims(&issuer)
-        .into_iter()
-        .chain(invalid)
-        .chain([("token_missing", String::new())]);
+    let invalid = bad_signatures(&issuer).into_iter().map(|token| ("token_invalid", token));
+    let rows = bad_claims(&issuer).into_iter().chain(invalid).chain([("token_missing", String::new())]);
     let mut client = world.connect().await;
     for (code, token) in rows {
         let said = client.put(&with_token("m", &token)).await;
         assert_eq!(said.refused(), (401, code), "{}", &token[..token.len().min(200)]);
         assert!(said.head.contains("www-authenticate: bearer\r\n"), "{said:?}");
-        assert!(
-            token.is_empty() || !said.body.to_string().contains(&token),
-            "{said:?}"
-        );
+        assert!(token.is_empty() || !said.body.to_string().contains(&token), "{said:?}");
     }
-    assert_eq!(
-        client.put(&json!({"mandelbox_id": "m"})).await.refused(),
-        (401, "token_missing")
-    );
+    assert_eq!(client.put(&json!({"mandelbox_id": "m"})).await.refused(), (401, "token_missing"));
     assert_eq!(
         client.put(&json!({"mandelbox_id": "../m"})).await.refused(),
         (401, "token_missing"),
@@ -149,10 +127,7 @@ async fn every_bad_token_is_told_401() {
 async fn rfc_7515s_own_token_is_signed_rightly_and_made_for_somebody_else() {
     let (world, _) = world().await;
     let said = world.put(&with_token("m", RFC_TOKEN)).await;
-    assert!(
-        said.body["error"].as_str().unwrap().contains("lacks a claim"),
-        "not its signature: {said:?}"
-    );
+    assert!(said.body["error"].as_str().unwrap().contains("lacks a claim"), "not its signature: {said:?}");
 }
 
 #[tokio::test]
@@ -168,21 +143,14 @@ async fn a_bad_token_in_the_header_is_refused_before_the_body_comes() {
     assert_eq!(client.hear().await.refused(), (401, "token_expired"));
     let headers = format!("Authorization: Bearer {expired}\r\n");
     let body = with_token("m", &issuer.token("ann")).to_string();
-    let said = world
-        .connect()
-        .await
-        .ask("PUT", "/json_transport", &headers, body.as_bytes())
-        .await;
+    let said = world.connect().await.ask("PUT", "/json_transport", &headers, body.as_bytes()).await;
     assert_eq!(said.refused(), (401, "token_expired"), "what comes first counts");
 }
 
 #[tokio::test]
 async fn another_users_token_gets_nothing_and_harms_nobody() {
     let (world, issuer) = world().await;
-    let (ann, mallory) = (
-        with_token("m", &issuer.token("ann")),
-        with_token("m", &issuer.token("mallory")),
-    );
+    let (ann, mallory) = (with_token("m", &issuer.token("ann")), with_token("m", &issuer.token("mallory")));
     let mandelbox = async {
         world.waiting(2).await;
         world.mandelbox("m", "ann").await
@@ -190,19 +158,11 @@ async fn another_users_token_gets_nothing_and_harms_nobody() {
     let (stranger, said, _seat) = tokio::join!(world.put(&mallory), world.put(&ann), mandelbox);
     assert_eq!(stranger.refused(), (403, "forbidden"));
     assert_eq!((said.status, said.body), (200, told()));
-    assert_eq!(
-        world.put(&mallory).await.refused(),
-        (403, "forbidden"),
-        "the answer is not for her either"
-    );
+    assert_eq!(world.put(&mallory).await.refused(), (403, "forbidden"), "the answer is not for her either");
     assert_eq!(world.put(&ann).await.body, told());
     let renewed = issuer.rs256(&claims_but(json!({"exp": now() + 61})));
     let said = world.put(&with_token("m", &renewed)).await;
-    assert_eq!(
-        said.refused(),
-        (409, "already_delivered"),
-        "the same credentials are asked for"
-    );
+    assert_eq!(said.refused(), (409, "already_delivered"), "the same credentials are asked for");
 }
 
 #[tokio::test]
@@ -210,11 +170,7 @@ async fn without_keys_there_is_no_server() {
     let scratch = tempfile::tempdir().unwrap();
     let file = scratch.path().join("jwks.json");
     let build = async || {
-        let auth = Auth::Jwt {
-            issuer: "i".into(),
-            audience: "a".into(),
-            jwks_file: file.clone(),
-        };
+        let auth = Auth::Jwt { issuer: "i".into(), audience: "a".into(), jwks_file: file.clone() };
         let lobby = host_service::lobby::Lobby::new(Setup::default().lobby);
         match Server::build(options(scratch.path(), auth, LIMITS), lobby, None).await {
             Err(BuildError::Keys(error)) => error,

@@ -42,11 +42,7 @@ impl Default for Setup {
     fn default() -> Self {
         Self {
             limits: LIMITS,
-            lobby: LobbyLimits {
-                max_waiting: 1100,
-                wait: WAIT,
-                answer_again: Duration::from_secs(60),
-            },
+            lobby: LobbyLimits { max_waiting: 1100, wait: WAIT, answer_again: Duration::from_secs(60) },
             auth: Auth::Off,
             on_request: None,
             drain: LONG,
@@ -73,20 +69,11 @@ impl World {
         let scratch = tempfile::tempdir().unwrap();
         let lobby = Lobby::new(setup.lobby);
         let options = options(scratch.path(), setup.auth, setup.limits);
-        let server = Server::build(options, lobby.clone(), setup.on_request)
-            .await
-            .unwrap();
+        let server = Server::build(options, lobby.clone(), setup.on_request).await.unwrap();
         let (address, stop) = (server.local_addr().unwrap(), CancellationToken::new());
         let connector = trusting(&scratch.path().join("cert.pem"));
         let server = JoinSet::from_iter([server.run(stop.clone(), setup.drain)]);
-        Self {
-            address,
-            lobby,
-            stop,
-            connector,
-            server,
-            _scratch: scratch,
-        }
+        Self { address, lobby, stop, connector, server, _scratch: scratch }
     }
 
     pub(crate) async fn dial(&self) -> TcpStream {
@@ -128,29 +115,14 @@ impl World {
 }
 
 pub(crate) fn options(directory: &Path, auth: Auth, limits: Limits) -> Options {
-    let certificate = Certificate::Generated {
-        directory: directory.to_owned(),
-        addresses: Vec::new(),
-    };
-    Options {
-        listen: "127.0.0.1:0".parse().unwrap(),
-        certificate,
-        auth,
-        limits,
-    }
+    let certificate = Certificate::Generated { directory: directory.to_owned(), addresses: Vec::new() };
+    Options { listen: "127.0.0.1:0".parse().unwrap(), certificate, auth, limits }
 }
 
 pub(crate) fn answer() -> Outcome {
-    let ports = [
-        ("32262/tcp", 10_001),
-        ("32263/udp", 10_002),
-        ("32273/tcp", 10_003),
-    ];
+    let ports = [("32262/tcp", 10_001), ("32263/udp", 10_002), ("32273/tcp", 10_003)];
     let ports = ports.map(|(port, host)| (port.parse().unwrap(), host)).to_vec();
-    Ok(Arc::new(Answer {
-        ports,
-        aes_key: AesKey::from_bytes([0xab; 16]),
-    }))
+    Ok(Arc::new(Answer { ports, aes_key: AesKey::from_bytes([0xab; 16]) }))
 }
 
 /// What the client is told then.

@@ -1,6 +1,6 @@
 //! What every `Gpu` must do.
 //!
-//! [`behaviours`] needs nothing but the trait and changes nothing, so it runs over real devices as well.
+//! [`behaviours()`] needs nothing but the trait and changes nothing, so it runs over real devices as well.
 //! [`fault_behaviours`] needs a [`Bench`] on which devices and their driver can be broken, and at least two devices.
 
 use std::{
@@ -79,21 +79,14 @@ async fn devices_can_be_told_apart(gpu: &dyn Gpu) -> Verdict {
     let uuids: HashSet<_> = devices.iter().map(|device| &device.uuid).collect();
     let indexes: HashSet<_> = devices.iter().map(|device| device.index).collect();
     ensure!(uuids.len() == devices.len(), "a UUID is given twice: {devices:?}");
-    ensure!(
-        indexes.len() == devices.len(),
-        "an index is given twice: {devices:?}"
-    );
+    ensure!(indexes.len() == devices.len(), "an index is given twice: {devices:?}");
     Ok(())
 }
 
 async fn a_device_says_what_it_is(gpu: &dyn Gpu) -> Verdict {
     for device in at_least(1, gpu.enumerate().await?)? {
         let plain = |text: &str| !text.is_empty() && !text.contains(|c: char| c.is_control() || c == ',');
-        ensure!(
-            plain(&device.uuid),
-            "{:?} is no UUID to pass on in a list",
-            device.uuid
-        );
+        ensure!(plain(&device.uuid), "{:?} is no UUID to pass on in a list", device.uuid);
         ensure!(plain(&device.name), "{:?} is no name", device.name);
         ensure!(device.memory_bytes > 0, "{} has no memory", device.uuid);
     }
@@ -112,17 +105,9 @@ async fn an_attachment_gives_one_device_and_no_other(gpu: &dyn Gpu) -> Verdict {
         let own = *visible == device.uuid || NO_DEVICE.contains(&visible.as_str());
         ensure!(own, "{} makes {visible:?} visible", device.uuid);
         for request in &device.attachment.requests {
-            ensure!(
-                request.ids == [device.uuid.clone()],
-                "{} requests {:?}",
-                device.uuid,
-                request.ids
-            );
+            ensure!(request.ids == [device.uuid.clone()], "{} requests {:?}", device.uuid, request.ids);
         }
-        ensure!(
-            seen.insert(identity(&device)),
-            "{device:?} is given as another one is"
-        );
+        ensure!(seen.insert(identity(&device)), "{device:?} is given as another one is");
     }
     Ok(())
 }
@@ -130,10 +115,7 @@ async fn an_attachment_gives_one_device_and_no_other(gpu: &dyn Gpu) -> Verdict {
 /// Everything in an attachment that names a device.
 fn identity(device: &GpuDevice) -> String {
     let attachment = &device.attachment;
-    format!(
-        "{:?} {:?} {:?} {:?}",
-        attachment.cdi, attachment.requests, attachment.devices, attachment.env
-    )
+    format!("{:?} {:?} {:?} {:?}", attachment.cdi, attachment.requests, attachment.devices, attachment.env)
 }
 
 async fn stats_are_of_known_devices_and_possible(gpu: &dyn Gpu) -> Verdict {
@@ -143,27 +125,16 @@ async fn stats_are_of_known_devices_and_possible(gpu: &dyn Gpu) -> Verdict {
         let Some(memory_bytes) = memory.get(&stats.uuid) else {
             return Err(Unmet::Broken(format!("{} is not enumerated", stats.uuid)));
         };
-        ensure!(
-            stats.memory_free_bytes <= *memory_bytes,
-            "more memory is free than there is: {stats:?}"
-        );
-        ensure!(
-            percentages(&stats).all(|percent| percent <= 100),
-            "over 100 %: {stats:?}"
-        );
-        ensure!(
-            stats.temperature_celsius < Some(200),
-            "too hot to be true: {stats:?}"
-        );
+        ensure!(stats.memory_free_bytes <= *memory_bytes, "more memory is free than there is: {stats:?}");
+        ensure!(percentages(&stats).all(|percent| percent <= 100), "over 100 %: {stats:?}");
+        ensure!(stats.temperature_celsius < Some(200), "too hot to be true: {stats:?}");
         ensure!(seen.insert(stats.uuid.clone()), "{} comes twice", stats.uuid);
     }
     Ok(())
 }
 
 fn percentages(stats: &GpuStats) -> impl Iterator<Item = u32> {
-    [stats.utilization_percent, stats.encoder_percent]
-        .into_iter()
-        .flatten()
+    [stats.utilization_percent, stats.encoder_percent].into_iter().flatten()
 }
 
 async fn every_healthy_device_has_stats(gpu: &dyn Gpu) -> Verdict {
@@ -183,19 +154,13 @@ async fn health_covers_every_device_once(gpu: &dyn Gpu) -> Verdict {
         ensure!(known.contains(&device.uuid), "{} has no health", device.uuid);
     }
     let silent = GpuHealth::Unhealthy(String::new());
-    ensure!(
-        !health.iter().any(|(_, health)| *health == silent),
-        "unhealthy without a reason: {health:?}"
-    );
+    ensure!(!health.iter().any(|(_, health)| *health == silent), "unhealthy without a reason: {health:?}");
     Ok(())
 }
 
 async fn concurrent_calls_agree(gpu: &dyn Gpu) -> Verdict {
     let all = futures::future::try_join_all((0..20).map(|_| gpu.enumerate())).await?;
-    ensure!(
-        all.windows(2).all(|pair| pair[0] == pair[1]),
-        "answers differ: {all:?}"
-    );
+    ensure!(all.windows(2).all(|pair| pair[0] == pair[1]), "answers differ: {all:?}");
     Ok(())
 }
 
@@ -213,21 +178,12 @@ async fn a_dropped_call_does_no_harm(gpu: &dyn Gpu) -> Verdict {
 async fn a_sick_device_is_unhealthy_and_still_enumerated(bench: &dyn Bench) -> Verdict {
     let [sick, other, ..] = two(bench.gpu()).await?;
     bench.sicken(&sick).await;
-    let seen = (
-        health_of(bench.gpu(), &sick).await,
-        health_of(bench.gpu(), &other).await,
-    );
+    let seen = (health_of(bench.gpu(), &sick).await, health_of(bench.gpu(), &other).await);
     let enumerated = by_uuid(bench.gpu()).await;
     bench.mend().await;
     let (sick_health, other_health) = (seen.0?, seen.1?);
-    ensure!(
-        matches!(sick_health, Some(GpuHealth::Unhealthy(_))),
-        "the sick one is {sick_health:?}"
-    );
-    ensure!(
-        other_health == Some(GpuHealth::Healthy),
-        "the other one is {other_health:?}"
-    );
+    ensure!(matches!(sick_health, Some(GpuHealth::Unhealthy(_))), "the sick one is {sick_health:?}");
+    ensure!(other_health == Some(GpuHealth::Healthy), "the other one is {other_health:?}");
     ensure!(enumerated?.contains_key(&sick), "the sick one is not enumerated");
     Ok(())
 }
@@ -239,18 +195,9 @@ async fn a_lost_device_is_unhealthy_and_has_no_stats(bench: &dyn Bench) -> Verdi
     let stats = bench.gpu().stats().await;
     bench.mend().await;
     let (health, stats) = (health?, stats?);
-    ensure!(
-        matches!(health, Some(GpuHealth::Unhealthy(_))),
-        "the lost one is {health:?}"
-    );
-    ensure!(
-        !stats.iter().any(|stats| stats.uuid == lost),
-        "the lost one has stats"
-    );
-    ensure!(
-        stats.iter().any(|stats| stats.uuid == other),
-        "the other one has none"
-    );
+    ensure!(matches!(health, Some(GpuHealth::Unhealthy(_))), "the lost one is {health:?}");
+    ensure!(!stats.iter().any(|stats| stats.uuid == lost), "the lost one has stats");
+    ensure!(stats.iter().any(|stats| stats.uuid == other), "the other one has none");
     Ok(())
 }
 
@@ -260,16 +207,9 @@ async fn the_others_keep_their_identity_when_one_is_lost(bench: &dyn Bench) -> V
     bench.lose(&lost).await;
     let after = bench.gpu().enumerate().await;
     bench.mend().await;
-    let unindexed = |device: &GpuDevice| GpuDevice {
-        index: 0,
-        ..device.clone()
-    };
+    let unindexed = |device: &GpuDevice| GpuDevice { index: 0, ..device.clone() };
     let others = |devices: Vec<GpuDevice>| -> Vec<_> {
-        devices
-            .iter()
-            .filter(|device| device.uuid != lost)
-            .map(unindexed)
-            .collect()
+        devices.iter().filter(|device| device.uuid != lost).map(unindexed).collect()
     };
     let (before, after) = (others(before), others(after?));
     ensure!(before == after, "{before:?} became {after:?}");
@@ -307,18 +247,12 @@ async fn a_hung_call_can_be_dropped_and_works_later(bench: &dyn Bench) -> Verdic
 
 async fn by_uuid(gpu: &dyn Gpu) -> Result<BTreeMap<String, u64>, Unmet> {
     let devices = gpu.enumerate().await?;
-    Ok(devices
-        .into_iter()
-        .map(|device| (device.uuid, device.memory_bytes))
-        .collect())
+    Ok(devices.into_iter().map(|device| (device.uuid, device.memory_bytes)).collect())
 }
 
 async fn health_of(gpu: &dyn Gpu, uuid: &str) -> Result<Option<GpuHealth>, Unmet> {
     let health = gpu.health().await?;
-    Ok(health
-        .into_iter()
-        .find(|(of, _)| of == uuid)
-        .map(|(_, health)| health))
+    Ok(health.into_iter().find(|(of, _)| of == uuid).map(|(_, health)| health))
 }
 
 async fn two(gpu: &dyn Gpu) -> Result<[String; 2], Unmet> {
@@ -328,10 +262,7 @@ async fn two(gpu: &dyn Gpu) -> Result<[String; 2], Unmet> {
 
 fn at_least(count: usize, devices: Vec<GpuDevice>) -> Result<Vec<GpuDevice>, Unmet> {
     if devices.len() < count {
-        return Err(Unmet::Lacking(format!(
-            "{count} devices; there are {}",
-            devices.len()
-        )));
+        return Err(Unmet::Lacking(format!("{count} devices; there are {}", devices.len())));
     }
     Ok(devices)
 }

@@ -94,15 +94,10 @@ pub struct Instance {
 
 /// All of them.
 pub fn behaviours() -> Vec<Behaviour<dyn ControlPlane>> {
-    [
-        watching::behaviours(),
-        hosts::behaviours(),
-        claiming::behaviours(),
-        mandelboxes::behaviours(),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+    [watching::behaviours(), hosts::behaviours(), claiming::behaviours(), mandelboxes::behaviours()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// A host of one behaviour's own, active unless said otherwise, with its connection.
@@ -122,12 +117,7 @@ impl<'a> Stage<'a> {
 
     async fn without_row(plane: &'a dyn ControlPlane) -> Step<Self> {
         let facts = facts()?;
-        Ok(Self {
-            plane,
-            pubsub: plane.connect().await?,
-            host: facts.name.clone(),
-            facts,
-        })
+        Ok(Self { plane, pubsub: plane.connect().await?, host: facts.name.clone(), facts })
     }
 
     async fn insert_instance(&self, status: InstanceStatus) -> Step<()> {
@@ -137,11 +127,7 @@ impl<'a> Stage<'a> {
     /// A row that the control plane inserts; its age is 0.
     async fn row(&self, status: MandelboxStatus) -> Step<MandelboxRow> {
         let row = MandelboxRow {
-            app: self
-                .plane
-                .keeps_app()
-                .then(|| valid("browsers/chrome"))
-                .transpose()?,
+            app: self.plane.keeps_app().then(|| valid("browsers/chrome")).transpose()?,
             ..row(status, Duration::ZERO)?
         };
         self.plane.insert_mandelbox(&self.host, &row).await?;
@@ -197,9 +183,7 @@ impl Watcher {
         };
         match tokio::time::timeout(PATIENCE, wait).await {
             Ok(state) => state,
-            Err(_) => Err(Unmet::Broken(format!(
-                "a change was not shown; the last state is {last:?}"
-            ))),
+            Err(_) => Err(Unmet::Broken(format!("a change was not shown; the last state is {last:?}"))),
         }
     }
 
@@ -217,15 +201,12 @@ fn unique() -> String {
 }
 
 fn now_ms() -> i64 {
-    let unix = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
+    let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(unix.as_millis()).unwrap_or(i64::MAX)
 }
 
 fn valid<T: std::str::FromStr<Err = host_core::InvalidId>>(text: &str) -> Step<T> {
-    text.parse()
-        .map_err(|error: host_core::InvalidId| Unmet::Broken(error.to_string()))
+    text.parse().map_err(|error: host_core::InvalidId| Unmet::Broken(error.to_string()))
 }
 
 fn facts() -> Step<InstanceFacts> {
@@ -259,12 +240,7 @@ fn new_id() -> Step<MandelboxId> {
 }
 
 fn allocation() -> Step<Allocation> {
-    Ok(Allocation {
-        id: new_id()?,
-        user: valid("user-1")?,
-        session: valid("session-1")?,
-        app: None,
-    })
+    Ok(Allocation { id: new_id()?, user: valid("user-1")?, session: valid("session-1")?, app: None })
 }
 
 /// Figures that can be told from those of another `n`.

@@ -21,11 +21,7 @@ pub enum Unmet {
 /// An operation that should have succeeded did not.
 impl From<PluginError> for Unmet {
     fn from(error: PluginError) -> Self {
-        Self::Broken(format!(
-            "unexpected error ({}): {}",
-            error.kind().as_str(),
-            chain(&error)
-        ))
+        Self::Broken(format!("unexpected error ({}): {}", error.kind().as_str(), chain(&error)))
     }
 }
 
@@ -46,11 +42,7 @@ pub struct Behaviour<S: ?Sized> {
 impl<S: ?Sized> Behaviour<S> {
     /// See [`behaviours!`](crate::behaviours) for the usual way.
     pub const fn new(name: &'static str, deadline: Duration, attempt: Try<S>) -> Self {
-        Self {
-            name,
-            deadline,
-            attempt,
-        }
+        Self { name, deadline, attempt }
     }
 
     /// Tries it once. A panic is a failure.
@@ -131,18 +123,8 @@ impl Outcome {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let width = self
-            .tried
-            .iter()
-            .map(|tried| tried.behaviour.len())
-            .max()
-            .unwrap_or(0);
-        for Tried {
-            behaviour,
-            outcome,
-            took,
-        } in &self.tried
-        {
+        let width = self.tried.iter().map(|tried| tried.behaviour.len()).max().unwrap_or(0);
+        for Tried { behaviour, outcome, took } in &self.tried {
             let (word, text) = match outcome {
                 Outcome::Passed => ("ok", ""),
                 Outcome::Skipped(what) => ("skip", what.as_str()),
@@ -154,11 +136,7 @@ impl fmt::Display for Report {
         let skipped = self.count(|outcome| matches!(outcome, Outcome::Skipped(_)));
         let passed = self.count(Outcome::is_passed);
         let failed = self.tried.len() - passed - skipped;
-        write!(
-            f,
-            "{}: {passed} ok, {failed} failed, {skipped} skipped",
-            self.implementation
-        )
+        write!(f, "{}: {passed} ok, {failed} failed, {skipped} skipped", self.implementation)
     }
 }
 
@@ -168,16 +146,9 @@ pub async fn run<S: ?Sized>(implementation: &str, subject: &S, behaviours: &[Beh
     for behaviour in behaviours {
         let begun = Instant::now();
         let outcome = behaviour.attempt(subject).await;
-        tried.push(Tried {
-            behaviour: behaviour.name,
-            outcome,
-            took: begun.elapsed(),
-        });
+        tried.push(Tried { behaviour: behaviour.name, outcome, took: begun.elapsed() });
     }
-    Report {
-        implementation: implementation.to_owned(),
-        tried,
-    }
+    Report { implementation: implementation.to_owned(), tried }
 }
 
 /// Makes the list of behaviours from functions `async fn name(subject: &S) -> Verdict`, one deadline for all:

@@ -131,16 +131,9 @@ pub async fn run(implementation: &str, fixture: &(dyn Fixture + 'static)) -> Rep
             Ok(Err(Unmet::Broken(why) | Unmet::Lacking(why))) => spoilt(outcome, &why),
             Err(_) => spoilt(outcome, "its containers could not be removed in time"),
         };
-        tried.push(Tried {
-            behaviour: behaviour.name,
-            outcome,
-            took,
-        });
+        tried.push(Tried { behaviour: behaviour.name, outcome, took });
     }
-    Report {
-        implementation: implementation.to_owned(),
-        tried,
-    }
+    Report { implementation: implementation.to_owned(), tried }
 }
 
 /// A failure says more than what it left.
@@ -155,9 +148,8 @@ fn spoilt(outcome: Outcome, why: &str) -> Outcome {
 async fn clean_up(runtime: &dyn Runtime) -> Verdict {
     let trials = Selector([(LABEL.to_owned(), None)].into());
     let left = runtime.list(&trials).await?;
-    let removals = left
-        .into_iter()
-        .map(|container| async move { runtime.remove(&container.id.into()).await });
+    let removals =
+        left.into_iter().map(|container| async move { runtime.remove(&container.id.into()).await });
     futures::future::try_join_all(removals).await?;
     let left = runtime.list(&trials).await?;
     ensure!(left.is_empty(), "still there after their removal: {left:?}");

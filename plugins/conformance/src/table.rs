@@ -33,10 +33,7 @@ pub fn table(reports: &[Report]) -> String {
             push(&mut text, format_args!(" {mark} |"));
             if let Some(reason) = reason {
                 let behaviour = behaviour.replace('_', " ");
-                push(
-                    &mut reasons,
-                    format_args!("\n- {}, {behaviour}: {reason}", report.implementation),
-                );
+                push(&mut reasons, format_args!("\n- {}, {behaviour}: {reason}", report.implementation));
             }
         }
     }
@@ -65,10 +62,7 @@ mod tests {
             outcome: outcome.clone(),
             took: Duration::ZERO,
         });
-        Report {
-            implementation: implementation.to_owned(),
-            tried: tried.collect(),
-        }
+        Report { implementation: implementation.to_owned(), tried: tried.collect() }
     }
 
     #[test]

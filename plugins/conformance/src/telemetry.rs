@@ -70,33 +70,16 @@ pub fn behaviours() -> Vec<Behaviour<dyn Bench>> {
 
 async fn a_flushed_record_has_arrived_whole(bench: &dyn Bench) -> Verdict {
     let (telemetry, destination) = bench.open().await?;
-    ensure!(
-        telemetry.dropped() == 0,
-        "{} were dropped before the first",
-        telemetry.dropped()
-    );
+    ensure!(telemetry.dropped() == 0, "{} were dropped before the first", telemetry.dropped());
     let mut record = record("spin-up failed");
-    let fields = [
-        ("mandelbox", json!("mandelbox-7")),
-        ("attempt", json!(31_337)),
-        ("error", json!("no such image")),
-    ];
-    record.fields = fields
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect();
+    let fields =
+        [("mandelbox", json!("mandelbox-7")), ("attempt", json!(31_337)), ("error", json!("no such image"))];
+    record.fields = fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     record.level = Level::Error;
     telemetry.record(&Arc::new(record));
     telemetry.flush(PATIENCE).await?;
     let text = one(&*destination)?;
-    for part in [
-        "spin-up failed",
-        "mandelbox",
-        "mandelbox-7",
-        "attempt",
-        "31337",
-        "no such image",
-    ] {
+    for part in ["spin-up failed", "mandelbox", "mandelbox-7", "attempt", "31337", "no such image"] {
         ensure!(text.contains(part), "{part:?} is not in {text:?}");
     }
     Ok(())
@@ -104,11 +87,8 @@ async fn a_flushed_record_has_arrived_whole(bench: &dyn Bench) -> Verdict {
 
 async fn a_record_from_before_the_host_knows_itself_arrives(bench: &dyn Bench) -> Verdict {
     let (telemetry, destination) = bench.open().await?;
-    let early = Record {
-        instance: None,
-        at: SystemTime::UNIX_EPOCH - Duration::from_secs(1),
-        ..record("starting")
-    };
+    let early =
+        Record { instance: None, at: SystemTime::UNIX_EPOCH - Duration::from_secs(1), ..record("starting") };
     telemetry.record(&Arc::new(early));
     telemetry.flush(PATIENCE).await?;
     let text = one(&*destination)?;
@@ -124,17 +104,9 @@ async fn records_arrive_in_order(bench: &dyn Bench) -> Verdict {
     }
     telemetry.flush(PATIENCE).await?;
     let arrived = destination.arrived();
-    ensure!(
-        arrived.len() == sent.len(),
-        "{} of {} arrived",
-        arrived.len(),
-        sent.len()
-    );
+    ensure!(arrived.len() == sent.len(), "{} of {} arrived", arrived.len(), sent.len());
     let in_place = |(text, message): (&String, &String)| text.contains(message.as_str());
-    ensure!(
-        arrived.iter().zip(&sent).all(in_place),
-        "the order is {arrived:?}"
-    );
+    ensure!(arrived.iter().zip(&sent).all(in_place), "the order is {arrived:?}");
     Ok(())
 }
 
@@ -150,11 +122,7 @@ async fn records_of_many_threads_all_arrive(bench: &dyn Bench) -> Verdict {
     });
     telemetry.flush(PATIENCE).await?;
     let arrived = destination.arrived().len();
-    ensure!(
-        arrived == THREADS * EACH,
-        "{arrived} of {} arrived",
-        THREADS * EACH
-    );
+    ensure!(arrived == THREADS * EACH, "{arrived} of {} arrived", THREADS * EACH);
     Ok(())
 }
 
@@ -163,9 +131,7 @@ async fn hostile_text_stays_within_its_record(bench: &dyn Bench) -> Verdict {
     let hostile = "a\nb\r\n{\"level\":\"error\"}\n\x1b[2J\u{9b}31m\0\u{2028}\u{202e}\"\\";
     let mut record = record(hostile);
     record.fields.insert(hostile.to_owned(), json!(hostile));
-    record
-        .fields
-        .insert("nested".to_owned(), json!({ hostile: [hostile] }));
+    record.fields.insert("nested".to_owned(), json!({ hostile: [hostile] }));
     telemetry.record(&Arc::new(record));
     telemetry.flush(PATIENCE).await?;
     let text = one(&*destination)?;
@@ -214,10 +180,7 @@ async fn every_record_arrives_or_is_counted(bench: &dyn Bench) -> Verdict {
     telemetry.flush(PATIENCE).await?;
     let arrived = count(&*destination, "counted flood");
     let dropped = telemetry.dropped();
-    ensure!(
-        arrived + dropped == SENT,
-        "of {SENT}, {arrived} arrived and {dropped} were dropped"
-    );
+    ensure!(arrived + dropped == SENT, "of {SENT}, {arrived} arrived and {dropped} were dropped");
     Ok(())
 }
 
@@ -234,10 +197,7 @@ async fn a_flush_ends_at_its_deadline(bench: &dyn Bench) -> Verdict {
     destination.resume();
     let kind = answer.as_ref().err().map(PluginError::kind);
     ensure!(kind == Some(ErrorKind::Timeout), "the answer is {answer:?}");
-    ensure!(
-        took >= deadline && took < deadline + PATIENCE / 2,
-        "it took {took:?}"
-    );
+    ensure!(took >= deadline && took < deadline + PATIENCE / 2, "it took {took:?}");
     telemetry.flush(PATIENCE).await?;
     Ok(())
 }
@@ -251,11 +211,7 @@ async fn a_refusing_destination_harms_nothing(bench: &dyn Bench) -> Verdict {
     let begun = Instant::now();
     // Whether these are kept for later or given up is the plugin's policy.
     drop(telemetry.flush(Duration::from_secs(1)).await);
-    ensure!(
-        begun.elapsed() < PATIENCE / 2,
-        "the flush took {:?}",
-        begun.elapsed()
-    );
+    ensure!(begun.elapsed() < PATIENCE / 2, "the flush took {:?}", begun.elapsed());
     destination.resume();
     telemetry.record(&Arc::new(record("afterwards")));
     telemetry.flush(PATIENCE).await?;
@@ -290,9 +246,7 @@ fn one(destination: &dyn Destination) -> Result<String, Unmet> {
     let mut arrived = destination.arrived();
     match arrived.pop() {
         Some(text) if arrived.is_empty() => Ok(text),
-        last => Err(Unmet::Broken(format!(
-            "one record was sent; {arrived:?} and {last:?} arrived"
-        ))),
+        last => Err(Unmet::Broken(format!("one record was sent; {arrived:?} and {last:?} arrived"))),
     }
 }
 

@@ -18,9 +18,7 @@ pub struct Config {}
 
 /// `[gpu] plugin = "none"`.
 pub fn plugin() -> Plugin<dyn Gpu> {
-    Plugin::new("none", |_: Config, _| async {
-        Ok(Arc::new(NoGpu) as Arc<dyn Gpu>)
-    })
+    Plugin::new("none", |_: Config, _| async { Ok(Arc::new(NoGpu) as Arc<dyn Gpu>) })
 }
 
 /// A host without GPUs.

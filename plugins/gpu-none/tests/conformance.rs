@@ -7,10 +7,7 @@ use host_core::registry::Context;
 
 #[tokio::test]
 async fn it_does_what_every_gpu_must_do() {
-    let context = Context {
-        state_dir: PathBuf::new(),
-        local: true,
-    };
+    let context = Context { state_dir: PathBuf::new(), local: true };
     let plugin = gpu_none::plugin();
     assert_eq!(plugin.name(), "none");
     let gpu = plugin.build(&serde_json::Value::Null, context).await.unwrap();
@@ -22,8 +19,6 @@ async fn it_does_what_every_gpu_must_do() {
 
 #[test]
 fn a_key_is_refused() {
-    let error = gpu_none::plugin()
-        .check(&serde_json::json!({"count": 1}))
-        .unwrap_err();
+    let error = gpu_none::plugin().check(&serde_json::json!({"count": 1})).unwrap_err();
     assert!(error.message.contains("count"), "{error}");
 }

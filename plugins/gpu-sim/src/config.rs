@@ -25,11 +25,7 @@ impl Config {
     /// # Errors
     /// More than 64 devices.
     pub fn new(count: usize, seed: u64) -> Result<Self, InvalidConfig> {
-        Self::try_from(Section {
-            count: Some(count),
-            seed,
-            ..Section::default()
-        })
+        Self::try_from(Section { count: Some(count), seed, ..Section::default() })
     }
 }
 
@@ -40,10 +36,7 @@ impl Default for Config {
             name: DEFAULT_NAME.to_owned(),
             memory_bytes: DEFAULT_MEMORY_BYTES,
         };
-        Self {
-            devices: (0..DEFAULT_COUNT).map(device).collect(),
-            seed: 0,
-        }
+        Self { devices: (0..DEFAULT_COUNT).map(device).collect(), seed: 0 }
     }
 }
 
@@ -90,18 +83,14 @@ impl TryFrom<Section> for Config {
 
     fn try_from(section: Section) -> Result<Self, InvalidConfig> {
         let listed = section.devices.len();
-        let count = section
-            .count
-            .unwrap_or(if listed == 0 { DEFAULT_COUNT } else { listed });
+        let count = section.count.unwrap_or(if listed == 0 { DEFAULT_COUNT } else { listed });
         if count < listed {
             return Err(InvalidConfig(format!(
                 "count = {count}, but devices lists {listed}; raise count or leave it out"
             )));
         }
         if count > MOST_DEVICES {
-            return Err(InvalidConfig(format!(
-                "{count} devices, but at most {MOST_DEVICES} are possible"
-            )));
+            return Err(InvalidConfig(format!("{count} devices, but at most {MOST_DEVICES} are possible")));
         }
         let mut overrides = section.devices.into_iter();
         let name = section.name.unwrap_or_else(|| DEFAULT_NAME.to_owned());
@@ -116,10 +105,7 @@ impl TryFrom<Section> for Config {
             });
         }
         check(&devices)?;
-        Ok(Self {
-            devices,
-            seed: section.seed,
-        })
+        Ok(Self { devices, seed: section.seed })
     }
 }
 
@@ -134,9 +120,7 @@ fn check(devices: &[DeviceConfig]) -> Result<(), InvalidConfig> {
         let uuid = &device.uuid;
         if uuid.is_empty() || !uuid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') || uuid.len() > 96
         {
-            return Err(InvalidConfig(format!(
-                "uuid {uuid:?} is not 1 to 96 of A-Z a-z 0-9 -"
-            )));
+            return Err(InvalidConfig(format!("uuid {uuid:?} is not 1 to 96 of A-Z a-z 0-9 -")));
         }
         if !uuids.insert(uuid) {
             return Err(InvalidConfig(format!("uuid {uuid:?} is given to two devices")));

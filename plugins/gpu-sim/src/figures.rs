@@ -55,12 +55,7 @@ mod tests {
     use super::*;
 
     fn at(seed: u64, seconds: u64) -> GpuStats {
-        figures(
-            "GPU-sim",
-            24 << 30,
-            device_seed(seed, 0),
-            Duration::from_secs(seconds),
-        )
+        figures("GPU-sim", 24 << 30, device_seed(seed, 0), Duration::from_secs(seconds))
     }
 
     proptest! {

@@ -29,9 +29,7 @@ pub const DEVICE_VARIABLE: &str = "HOST_SERVICE_SIM_GPU";
 
 /// `[gpu] plugin = "sim"`.
 pub fn plugin() -> Plugin<dyn Gpu> {
-    Plugin::new("sim", |config: Config, _| async move {
-        Ok(Arc::new(SimGpu::new(config)) as Arc<dyn Gpu>)
-    })
+    Plugin::new("sim", |config: Config, _| async move { Ok(Arc::new(SimGpu::new(config)) as Arc<dyn Gpu>) })
 }
 
 /// A simulated driver and its devices.
@@ -122,12 +120,9 @@ impl SimGpu {
 
     fn set_condition(&self, uuid: &str, condition: Condition) -> Result<()> {
         let mut devices = self.devices();
-        let sim = devices
-            .iter_mut()
-            .find(|sim| sim.config.uuid == uuid)
-            .ok_or_else(|| {
-                PluginError::new(ErrorKind::NotFound, format!("there is no simulated GPU {uuid}"))
-            })?;
+        let sim = devices.iter_mut().find(|sim| sim.config.uuid == uuid).ok_or_else(|| {
+            PluginError::new(ErrorKind::NotFound, format!("there is no simulated GPU {uuid}"))
+        })?;
         sim.condition = condition;
         Ok(())
     }
@@ -140,10 +135,7 @@ impl SimGpu {
     async fn call(&self) -> Result<()> {
         let mut driver = self.driver.subscribe();
         let closed = || PluginError::new(ErrorKind::Internal, "the simulated driver is gone");
-        let now = *driver
-            .wait_for(|driver| !matches!(driver, Driver::Hangs))
-            .await
-            .map_err(|_| closed())?;
+        let now = *driver.wait_for(|driver| !matches!(driver, Driver::Hangs)).await.map_err(|_| closed())?;
         match now {
             Driver::Fails(kind) => Err(PluginError::new(kind, "the simulated driver was told to fail")),
             Driver::Answers | Driver::Hangs => Ok(()),
@@ -183,10 +175,7 @@ impl Sim {
 fn attachment(uuid: &str) -> Attachment {
     let env = [(DEVICE_VARIABLE, uuid), ("NVIDIA_VISIBLE_DEVICES", "void")];
     let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
-    Attachment {
-        env: env.into_iter().map(owned).collect::<BTreeMap<_, _>>(),
-        ..Attachment::default()
-    }
+    Attachment { env: env.into_iter().map(owned).collect::<BTreeMap<_, _>>(), ..Attachment::default() }
 }
 
 #[async_trait]
@@ -203,11 +192,7 @@ impl Gpu for SimGpu {
         let at = self.up_since.elapsed();
         let figures = |sim: &Sim| figures::figures(&sim.config.uuid, sim.config.memory_bytes, sim.seed, at);
         let devices = self.devices();
-        Ok(devices
-            .iter()
-            .filter(|sim| sim.is_present())
-            .map(figures)
-            .collect())
+        Ok(devices.iter().filter(|sim| sim.is_present()).map(figures).collect())
     }
 
     async fn health(&self) -> Result<Vec<(String, GpuHealth)>> {

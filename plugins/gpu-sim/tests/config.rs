@@ -13,10 +13,7 @@ use host_core::{
 use serde_json::{Value, json};
 
 async fn build(section: &Value) -> Arc<dyn Gpu> {
-    let context = Context {
-        state_dir: PathBuf::new(),
-        local: true,
-    };
+    let context = Context { state_dir: PathBuf::new(), local: true };
     gpu_sim::plugin().build(section, context).await.unwrap()
 }
 
@@ -28,11 +25,7 @@ async fn devices(section: Value) -> Vec<GpuDevice> {
 async fn without_a_section_there_are_two_alike() {
     let devices = devices(Value::Null).await;
     let uuids: Vec<_> = devices.iter().map(|device| device.uuid.as_str()).collect();
-    assert_eq!(
-        uuids,
-        ["GPU-sim-00000000-00", "GPU-sim-00000000-01"],
-        "UUIDs are for ever"
-    );
+    assert_eq!(uuids, ["GPU-sim-00000000-00", "GPU-sim-00000000-01"], "UUIDs are for ever");
     assert!(devices.iter().all(|device| device.memory_bytes == 24 << 30));
     assert_eq!(devices, self::devices(json!({})).await);
 }
@@ -72,10 +65,7 @@ fn sections_that_cannot_be_are_refused_with_the_reason() {
         (json!({"count": -1}), "invalid value"),
         (json!({"count": 65}), "at most 64"),
         (json!({"count": 1, "devices": [{}, {}]}), "devices lists 2"),
-        (
-            json!({"devices": [{"uuid": "a"}, {"uuid": "a"}]}),
-            "given to two devices",
-        ),
+        (json!({"devices": [{"uuid": "a"}, {"uuid": "a"}]}), "given to two devices"),
         (json!({"devices": [{"uuid": "a,b"}]}), "is not 1 to 96"),
         (json!({"memory_bytes": 0}), "is 0"),
     ] {
@@ -133,16 +123,10 @@ async fn an_unknown_device_cannot_be_broken() {
 
 #[tokio::test(start_paused = true)]
 async fn figures_move_with_time_and_repeat_with_the_seed() {
-    let (one, same) = (
-        SimGpu::new(Config::new(2, 5).unwrap()),
-        SimGpu::new(Config::new(2, 5).unwrap()),
-    );
+    let (one, same) = (SimGpu::new(Config::new(2, 5).unwrap()), SimGpu::new(Config::new(2, 5).unwrap()));
     let first = one.stats().await.unwrap();
     assert_eq!(first, same.stats().await.unwrap());
-    assert_ne!(
-        first[0].memory_free_bytes, first[1].memory_free_bytes,
-        "devices do not move together"
-    );
+    assert_ne!(first[0].memory_free_bytes, first[1].memory_free_bytes, "devices do not move together");
     tokio::time::advance(Duration::from_secs(30)).await;
     assert_ne!(first, one.stats().await.unwrap());
     assert_eq!(one.stats().await.unwrap(), same.stats().await.unwrap());

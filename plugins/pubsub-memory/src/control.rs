@@ -12,11 +12,7 @@ impl MemoryPubSub {
     /// Inserts a host's row, or replaces it. In `PRE_CONNECTION` the facts are what registration expects.
     pub fn insert_instance(&self, facts: InstanceFacts, status: InstanceStatus) {
         let name = facts.name.clone();
-        let row = InstanceRow {
-            status,
-            facts: Some(facts),
-            heartbeat: None,
-        };
+        let row = InstanceRow { status, facts: Some(facts), heartbeat: None };
         self.change(&name, |tables| tables.put_instance(name.clone(), row));
     }
 

@@ -67,10 +67,7 @@ pub(crate) struct Faults {
 
 impl Default for Faults {
     fn default() -> Self {
-        Self {
-            planned: watch::Sender::new(BTreeMap::new()),
-            calls: Default::default(),
-        }
+        Self { planned: watch::Sender::new(BTreeMap::new()), calls: Default::default() }
     }
 }
 

@@ -25,10 +25,7 @@ impl Feeds {
     /// `now` is the host's desired state.
     pub(crate) fn subscribe(&mut self, instance: &InstanceName, now: DesiredState) -> watch::Receiver<Feed> {
         self.0.retain(|_, feed| feed.receiver_count() > 0);
-        let feed = self
-            .0
-            .entry(instance.clone())
-            .or_insert_with(|| watch::Sender::new(Ok(now)));
+        let feed = self.0.entry(instance.clone()).or_insert_with(|| watch::Sender::new(Ok(now)));
         feed.subscribe()
     }
 
@@ -54,7 +51,5 @@ impl Feeds {
 /// Every state from now on; states that follow each other fast may come as one.
 pub(crate) fn stream(feed: watch::Receiver<Feed>) -> BoxStream<'static, Result<DesiredState>> {
     let told = |Lost(kind)| PluginError::new(kind, "the connection to the control plane was cut");
-    WatchStream::new(feed)
-        .map(move |state| state.map_err(told))
-        .boxed()
+    WatchStream::new(feed).map(move |state| state.map_err(told)).boxed()
 }

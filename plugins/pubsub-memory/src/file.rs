@@ -74,16 +74,12 @@ impl StateFile {
         let lock = lock(path)?;
         let rows = read(path)?;
         let slot = Arc::new(Slot::default());
-        let writer = Writer {
-            path: path.to_owned(),
-            slot: Arc::clone(&slot),
-        };
-        thread::Builder::new()
-            .name("pubsub-file".to_owned())
-            .spawn(move || writer.run())
-            .map_err(|error| {
+        let writer = Writer { path: path.to_owned(), slot: Arc::clone(&slot) };
+        thread::Builder::new().name("pubsub-file".to_owned()).spawn(move || writer.run()).map_err(
+            |error| {
                 PluginError::new(ErrorKind::Exhausted, "no thread to write the state file").with_source(error)
-            })?;
+            },
+        )?;
         let file = Self { slot, _lock: lock };
         Ok((file, rows))
     }
@@ -114,10 +110,7 @@ impl Slot {
     /// Waits for rows; `None` when there will be none.
     fn take(&self) -> Option<Mandelboxes> {
         let idle = |next: &mut Next| next.rows.is_none() && !next.closed;
-        let mut next = self
-            .changed
-            .wait_while(self.lock(), idle)
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut next = self.changed.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner);
         next.rows.take()
     }
 
@@ -215,16 +208,12 @@ fn write(path: &Path, rows: &Mandelboxes) -> io::Result<()> {
     for (host, row) in rows.values() {
         mandelboxes.entry(host.clone()).or_default().push(row.clone());
     }
-    let kept = Kept {
-        format: FORMAT,
-        mandelboxes,
-    };
+    let kept = Kept { format: FORMAT, mandelboxes };
     let mut text = serde_json::to_vec_pretty(&kept)?;
     text.push(b'\n');
     let new = beside(path, ".new");
-    let written = create_private(&new)
-        .and_then(|mut file| file.write_all(&text))
-        .and_then(|()| fs::rename(&new, path));
+    let written =
+        create_private(&new).and_then(|mut file| file.write_all(&text)).and_then(|()| fs::rename(&new, path));
     if written.is_err() {
         fs::remove_file(&new).ok();
     }
@@ -233,13 +222,7 @@ fn write(path: &Path, rows: &Mandelboxes) -> io::Result<()> {
 
 /// A new file of our own, never one that a link leads to.
 fn create_private(path: &Path) -> io::Result<File> {
-    let create = || {
-        OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
-    };
+    let create = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     match create() {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             fs::remove_file(path)?;

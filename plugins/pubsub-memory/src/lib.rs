@@ -87,13 +87,8 @@ struct Clock {
 
 impl Clock {
     fn start() -> Self {
-        let unix = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        Self {
-            start: Instant::now(),
-            start_ms: i64::try_from(unix.as_millis()).unwrap_or(i64::MAX),
-        }
+        let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self { start: Instant::now(), start_ms: i64::try_from(unix.as_millis()).unwrap_or(i64::MAX) }
     }
 
     fn now_ms(&self) -> i64 {
@@ -129,10 +124,7 @@ impl MemoryPubSub {
 
     fn with(tables: Tables, file: Option<StateFile>) -> Self {
         Self {
-            shared: Mutex::new(Shared {
-                tables,
-                feeds: Feeds::default(),
-            }),
+            shared: Mutex::new(Shared { tables, feeds: Feeds::default() }),
             clock: Clock::start(),
             faults: Faults::default(),
             file,

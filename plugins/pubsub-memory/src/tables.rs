@@ -37,19 +37,9 @@ impl Tables {
     /// Rows that outlived the process that kept them. Whatever their hosts' status was, those hosts are gone:
     /// each may register again, and nothing is expected of it.
     pub(crate) fn restored(mandelboxes: Mandelboxes) -> Self {
-        let waiting = InstanceRow {
-            status: InstanceStatus::PreConnection,
-            facts: None,
-            heartbeat: None,
-        };
-        let hosts = mandelboxes
-            .values()
-            .map(|(host, _)| (host.clone(), waiting.clone()));
-        Self {
-            instances: hosts.collect(),
-            mandelboxes,
-            revision: 0,
-        }
+        let waiting = InstanceRow { status: InstanceStatus::PreConnection, facts: None, heartbeat: None };
+        let hosts = mandelboxes.values().map(|(host, _)| (host.clone(), waiting.clone()));
+        Self { instances: hosts.collect(), mandelboxes, revision: 0 }
     }
 
     pub(crate) fn mandelboxes(&self) -> &Mandelboxes {
@@ -187,8 +177,7 @@ impl Tables {
             Some((host, _)) if host != instance => return Err(exists(&row.id, host)),
             _ => {}
         }
-        self.mandelboxes_mut()
-            .insert(row.id.clone(), (instance.clone(), row));
+        self.mandelboxes_mut().insert(row.id.clone(), (instance.clone(), row));
         Ok(())
     }
 
@@ -208,10 +197,7 @@ impl Tables {
 }
 
 fn exists(mandelbox: &MandelboxId, on: &InstanceName) -> PluginError {
-    PluginError::new(
-        ErrorKind::Conflict,
-        format!("mandelbox {mandelbox} exists already, on instance {on}"),
-    )
+    PluginError::new(ErrorKind::Conflict, format!("mandelbox {mandelbox} exists already, on instance {on}"))
 }
 
 fn is_stale(row: &MandelboxRow, after: StaleAfter, now_ms: i64) -> bool {
@@ -244,11 +230,7 @@ fn expect(expected: Option<&InstanceFacts>, facts: &InstanceFacts) -> Result<()>
     if wrong.is_empty() {
         return Ok(());
     }
-    let message = format!(
-        "instance {} is not the one asked for: {}",
-        facts.name,
-        wrong.join("; ")
-    );
+    let message = format!("instance {} is not the one asked for: {}", facts.name, wrong.join("; "));
     Err(PluginError::new(ErrorKind::Invalid, message))
 }
 

@@ -34,10 +34,7 @@ impl ControlPlane for Memory {
         instance: &InstanceName,
         status: InstanceStatus,
     ) -> Result<(), PluginError> {
-        assert!(
-            self.0.set_instance_status(instance, status),
-            "there is no {instance}"
-        );
+        assert!(self.0.set_instance_status(instance, status), "there is no {instance}");
         Ok(())
     }
 
@@ -45,12 +42,7 @@ impl ControlPlane for Memory {
         let row = self.0.instance(instance);
         Ok(row.map(|row| {
             let facts = row.facts.unwrap();
-            Instance {
-                status: row.status,
-                ip: facts.ip,
-                capacity: facts.capacity,
-                heartbeat: row.heartbeat,
-            }
+            Instance { status: row.status, ip: facts.ip, capacity: facts.capacity, heartbeat: row.heartbeat }
         }))
     }
 

@@ -56,10 +56,7 @@ async fn registering_makes_the_row_where_there_is_none() {
 #[tokio::test]
 async fn a_rebuilt_host_on_the_same_machine_registers_with_its_new_facts() {
     let pubsub = registered().await;
-    let rebuilt = InstanceFacts {
-        commit: "fedcba9".to_owned(),
-        ..facts()
-    };
+    let rebuilt = InstanceFacts { commit: "fedcba9".to_owned(), ..facts() };
     let answer = pubsub.register(&rebuilt, &Heartbeat::default()).await.unwrap();
     assert_eq!(answer, Registered::Active);
     assert_eq!(pubsub.instance(&host()).unwrap().facts, Some(rebuilt));
@@ -71,10 +68,7 @@ async fn a_refused_call_changes_nothing() {
     pubsub.fault_next(Operation::Allocate, 2, Fault::Refuse(ErrorKind::Unavailable));
     for _ in 0..2 {
         let error = pubsub.allocate(&host(), &allocation("a")).await.unwrap_err();
-        assert_eq!(
-            (error.kind(), error.retry()),
-            (ErrorKind::Unavailable, Retry::Later)
-        );
+        assert_eq!((error.kind(), error.retry()), (ErrorKind::Unavailable, Retry::Later));
         assert!(pubsub.desired(&host()).mandelboxes.is_empty());
     }
     pubsub.allocate(&host(), &allocation("a")).await.unwrap();
@@ -179,10 +173,7 @@ async fn until_waits_through_changes_and_disconnections() {
 #[tokio::test(start_paused = true)]
 async fn paused_time_decides_what_is_stale() {
     let pubsub = registered().await;
-    let after = StaleAfter {
-        allocated: Duration::from_secs(10),
-        connecting: Duration::from_secs(90),
-    };
+    let after = StaleAfter { allocated: Duration::from_secs(10), connecting: Duration::from_secs(90) };
     pubsub.allocate(&host(), &allocation("a")).await.unwrap();
     tokio::time::advance(Duration::from_secs(10)).await;
     assert!(pubsub.remove_stale(&host(), after, &[]).await.unwrap().is_empty());
@@ -194,10 +185,7 @@ async fn paused_time_decides_what_is_stale() {
 #[tokio::test]
 async fn times_that_make_no_sense_do_no_harm() {
     let pubsub = registered().await;
-    let after = StaleAfter {
-        allocated: Duration::MAX,
-        connecting: Duration::from_secs(90),
-    };
+    let after = StaleAfter { allocated: Duration::MAX, connecting: Duration::from_secs(90) };
     for (id, created_ms) in [("past", i64::MIN), ("future", i64::MAX)] {
         pubsub.allocate(&host(), &allocation(id)).await.unwrap();
         let (_, mut row) = pubsub.mandelbox(&id.parse().unwrap()).unwrap();
@@ -215,17 +203,8 @@ async fn a_mandelbox_belongs_to_one_host() {
     pubsub.allocate(&host(), &allocation("a")).await.unwrap();
     let (_, row) = pubsub.mandelbox(&"a".parse().unwrap()).unwrap();
     let other: InstanceName = "host-2".parse().unwrap();
-    assert_eq!(
-        pubsub.put_mandelbox(&other, row.clone()).unwrap_err().kind(),
-        ErrorKind::NotFound
-    );
-    let facts = InstanceFacts {
-        name: other.clone(),
-        ..facts()
-    };
+    assert_eq!(pubsub.put_mandelbox(&other, row.clone()).unwrap_err().kind(), ErrorKind::NotFound);
+    let facts = InstanceFacts { name: other.clone(), ..facts() };
     pubsub.insert_instance(facts, InstanceStatus::Active);
-    assert_eq!(
-        pubsub.put_mandelbox(&other, row).unwrap_err().kind(),
-        ErrorKind::Conflict
-    );
+    assert_eq!(pubsub.put_mandelbox(&other, row).unwrap_err().kind(), ErrorKind::Conflict);
 }

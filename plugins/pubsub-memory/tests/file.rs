@@ -40,19 +40,14 @@ fn allocation(id: &str) -> Allocation {
 
 /// As the host builds it, with `state.json` in this directory.
 async fn start(directory: &Path) -> Result<Arc<dyn PubSub>, PluginError> {
-    let context = Context {
-        state_dir: directory.to_owned(),
-        local: true,
-    };
+    let context = Context { state_dir: directory.to_owned(), local: true };
     let section = json!({"file": "state.json"});
     pubsub_memory::plugin().build(&section, context).await
 }
 
 fn names(directory: &Path) -> Vec<PathBuf> {
-    let mut names: Vec<_> = fs::read_dir(directory)
-        .unwrap()
-        .map(|entry| PathBuf::from(entry.unwrap().file_name()))
-        .collect();
+    let mut names: Vec<_> =
+        fs::read_dir(directory).unwrap().map(|entry| PathBuf::from(entry.unwrap().file_name())).collect();
     names.sort();
     names
 }
@@ -62,17 +57,11 @@ async fn a_restarted_host_finds_its_mandelboxes_and_may_register_again() {
     let directory = tempfile::tempdir().unwrap();
     let host = facts("aaaaaaa").name;
     let pubsub = start(directory.path()).await.unwrap();
-    pubsub
-        .register(&facts("aaaaaaa"), &Heartbeat::default())
-        .await
-        .unwrap();
+    pubsub.register(&facts("aaaaaaa"), &Heartbeat::default()).await.unwrap();
     pubsub.allocate(&host, &allocation("a")).await.unwrap();
     pubsub.allocate(&host, &allocation("b")).await.unwrap();
     let b = allocation("b").id;
-    pubsub
-        .set_status(&host, &b, MandelboxStatus::Running)
-        .await
-        .unwrap();
+    pubsub.set_status(&host, &b, MandelboxStatus::Running).await.unwrap();
     pubsub.mark_draining(&host).await.unwrap();
     let before = pubsub.watch(&host).await.unwrap().next().await.unwrap().unwrap();
     drop(pubsub);
@@ -81,15 +70,8 @@ async fn a_restarted_host_finds_its_mandelboxes_and_may_register_again() {
     let mut watch = pubsub.watch(&host).await.unwrap();
     let after = watch.next().await.unwrap().unwrap();
     assert_eq!(after.mandelboxes, before.mandelboxes);
-    assert_eq!(
-        after.instance,
-        Some(InstanceStatus::PreConnection),
-        "the drain ended with its process"
-    );
-    let answer = pubsub
-        .register(&facts("bbbbbbb"), &Heartbeat::default())
-        .await
-        .unwrap();
+    assert_eq!(after.instance, Some(InstanceStatus::PreConnection), "the drain ended with its process");
+    let answer = pubsub.register(&facts("bbbbbbb"), &Heartbeat::default()).await.unwrap();
     assert_eq!(answer, Registered::Active);
     let registered = watch.next().await.unwrap().unwrap();
     assert_eq!(registered.instance, Some(InstanceStatus::Active));
@@ -100,10 +82,7 @@ async fn a_host_that_ended_well_leaves_no_rows() {
     let directory = tempfile::tempdir().unwrap();
     let host = facts("aaaaaaa").name;
     let pubsub = start(directory.path()).await.unwrap();
-    pubsub
-        .register(&facts("aaaaaaa"), &Heartbeat::default())
-        .await
-        .unwrap();
+    pubsub.register(&facts("aaaaaaa"), &Heartbeat::default()).await.unwrap();
     pubsub.allocate(&host, &allocation("a")).await.unwrap();
     pubsub.unregister(&host).await.unwrap();
     drop(pubsub);
@@ -120,26 +99,14 @@ async fn the_file_is_private_and_nothing_else_is_left() {
     fs::write(&victim, "untouched").unwrap();
     symlink(&victim, directory.path().join("state.json.new")).unwrap();
     let pubsub = start(directory.path()).await.unwrap();
-    pubsub
-        .register(&facts("aaaaaaa"), &Heartbeat::default())
-        .await
-        .unwrap();
+    pubsub.register(&facts("aaaaaaa"), &Heartbeat::default()).await.unwrap();
     pubsub.allocate(&facts("").name, &allocation("a")).await.unwrap();
     drop(pubsub);
-    assert_eq!(
-        fs::read_to_string(&victim).unwrap(),
-        "untouched",
-        "a link was followed"
-    );
-    let expected: Vec<PathBuf> = ["state.json", "state.json.lock", "victim"]
-        .map(PathBuf::from)
-        .into();
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "untouched", "a link was followed");
+    let expected: Vec<PathBuf> = ["state.json", "state.json.lock", "victim"].map(PathBuf::from).into();
     assert_eq!(names(directory.path()), expected);
     for name in &expected[..2] {
-        let mode = fs::metadata(directory.path().join(name))
-            .unwrap()
-            .permissions()
-            .mode();
+        let mode = fs::metadata(directory.path().join(name)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{name:?}");
     }
 }
@@ -150,10 +117,7 @@ async fn a_second_process_is_kept_away_until_the_first_has_ended() {
     let first = start(directory.path()).await.unwrap();
     let error = start(directory.path()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict);
-    assert!(
-        error.to_string().contains("in use by another host service"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("in use by another host service"), "{error}");
     drop(first);
     start(directory.path()).await.unwrap();
 }
@@ -168,26 +132,14 @@ async fn what_is_not_a_state_file_is_refused_with_the_remedy_and_left_alone() {
     });
     for (text, reasons) in [
         (String::new(), ["repair it, or move it away", "EOF"]),
-        (
-            "{\"format\": 1, \"mandelb".to_owned(),
-            ["repair it, or move it away", "line 1"],
-        ),
-        (
-            json!({"format": 2, "x": 1}).to_string(),
-            ["has format 2", "run the version that wrote it"],
-        ),
-        (
-            json!({"format": 1}).to_string(),
-            ["move it away", "missing field `mandelboxes`"],
-        ),
+        ("{\"format\": 1, \"mandelb".to_owned(), ["repair it, or move it away", "line 1"]),
+        (json!({"format": 2, "x": 1}).to_string(), ["has format 2", "run the version that wrote it"]),
+        (json!({"format": 1}).to_string(), ["move it away", "missing field `mandelboxes`"]),
         (
             json!({"format": 1, "mandelboxes": {"h": [row], "g": [row]}}).to_string(),
             ["move it away", "mandelbox a is in it twice"],
         ),
-        (
-            json!({"format": 1, "mandelboxes": {"h": [bad_status]}}).to_string(),
-            ["move it away", "DANCING"],
-        ),
+        (json!({"format": 1, "mandelboxes": {"h": [bad_status]}}).to_string(), ["move it away", "DANCING"]),
     ] {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("state.json");
@@ -195,10 +147,7 @@ async fn what_is_not_a_state_file_is_refused_with_the_remedy_and_left_alone() {
         let error = start(directory.path()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid, "{text}");
         let told = chain(&error);
-        assert!(
-            reasons.iter().all(|reason| told.contains(reason)),
-            "{text}: {told}"
-        );
+        assert!(reasons.iter().all(|reason| told.contains(reason)), "{text}: {told}");
         assert!(told.contains(path.to_str().unwrap()), "{told}");
         assert_eq!(fs::read_to_string(&path).unwrap(), text, "it was changed");
     }
@@ -218,10 +167,7 @@ async fn a_disk_that_cannot_be_written_costs_only_the_memory() {
     let host = facts("").name;
     let pubsub = start(directory.path()).await.unwrap();
     fs::create_dir(directory.path().join("state.json.new")).unwrap();
-    pubsub
-        .register(&facts("aaaaaaa"), &Heartbeat::default())
-        .await
-        .unwrap();
+    pubsub.register(&facts("aaaaaaa"), &Heartbeat::default()).await.unwrap();
     pubsub.allocate(&host, &allocation("a")).await.unwrap();
     let state = pubsub.watch(&host).await.unwrap().next().await.unwrap().unwrap();
     assert_eq!(state.mandelboxes.len(), 1);

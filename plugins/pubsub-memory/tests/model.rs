@@ -17,11 +17,7 @@ use pubsub_memory::MemoryPubSub;
 const HOSTS: usize = 3;
 const MANDELBOXES: usize = 5;
 /// Users and sessions that a mandelbox is given to.
-const OWNERS: [(&str, &str); 3] = [
-    ("user-1", "session-1"),
-    ("user-1", "session-2"),
-    ("user-2", "session-1"),
-];
+const OWNERS: [(&str, &str); 3] = [("user-1", "session-1"), ("user-1", "session-2"), ("user-2", "session-1")];
 const STALE_AFTER_S: (u64, u64) = (10, 90);
 
 #[derive(Debug, Clone)]
@@ -121,8 +117,7 @@ impl Model {
                 }
             }
             Step::Remove(host, mandelbox) => {
-                self.rows
-                    .retain(|row| (row.host, row.mandelbox) != (*host, *mandelbox));
+                self.rows.retain(|row| (row.host, row.mandelbox) != (*host, *mandelbox));
             }
             Step::Unregister(host) => {
                 self.hosts[*host] = None;
@@ -146,12 +141,8 @@ impl Model {
             };
             row.host == host && too_old && !working_on.contains(&row.mandelbox)
         };
-        let mut removed: Vec<_> = self
-            .rows
-            .iter()
-            .filter(|row| is_stale(row))
-            .map(|row| row.mandelbox)
-            .collect();
+        let mut removed: Vec<_> =
+            self.rows.iter().filter(|row| is_stale(row)).map(|row| row.mandelbox).collect();
         self.rows.retain(|row| !is_stale(row));
         removed.sort_unstable();
         removed
@@ -164,13 +155,7 @@ impl Model {
         if self.hosts[host].is_none() {
             return Answer::Failed(ErrorKind::NotFound);
         }
-        self.rows.push(Row {
-            mandelbox,
-            host,
-            owner,
-            status: MandelboxStatus::Allocated,
-            age_s: 0,
-        });
+        self.rows.push(Row { mandelbox, host, owner, status: MandelboxStatus::Allocated, age_s: 0 });
         Answer::Done
     }
 
@@ -225,9 +210,7 @@ async fn apply(pubsub: &MemoryPubSub, step: &Step) -> Answer {
             answer.map(Answer::Registered)
         }
         Step::Claim(host, mandelbox, owner) => {
-            let answer = pubsub
-                .claim(&name(*host), &wanted(pubsub, *mandelbox, *owner))
-                .await;
+            let answer = pubsub.claim(&name(*host), &wanted(pubsub, *mandelbox, *owner)).await;
             answer.map(|claim| Answer::Won(claim != Claim::Lost))
         }
         Step::SetStatus(host, mandelbox, to) => {

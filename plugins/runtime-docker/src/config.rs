@@ -20,10 +20,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self {
-            endpoint: Endpoint::Unix(DEFAULT_SOCKET.into()),
-            timeout: Duration::from_secs(30),
-        }
+        Self { endpoint: Endpoint::Unix(DEFAULT_SOCKET.into()), timeout: Duration::from_secs(30) }
     }
 }
 
@@ -59,11 +56,7 @@ impl FromStr for Endpoint {
         let invalid = || InvalidEndpoint(text.to_owned());
         if let Some(path) = text.strip_prefix("unix://") {
             let path = PathBuf::from(path);
-            return if path.is_absolute() {
-                Ok(Self::Unix(path))
-            } else {
-                Err(invalid())
-            };
+            return if path.is_absolute() { Ok(Self::Unix(path)) } else { Err(invalid()) };
         }
         let authority = text
             .strip_prefix("tcp://")
@@ -90,9 +83,7 @@ impl fmt::Display for Endpoint {
 
 impl<'de> Deserialize<'de> for Endpoint {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
 
@@ -122,14 +113,7 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), shown);
         }
-        for bad in [
-            "",
-            "/run/x.sock",
-            "unix://x.sock",
-            "tcp://host",
-            "https://host:1",
-            "tcp://u:p@host:1",
-        ] {
+        for bad in ["", "/run/x.sock", "unix://x.sock", "tcp://host", "https://host:1", "tcp://u:p@host:1"] {
             assert!(bad.parse::<Endpoint>().is_err(), "{bad:?} was accepted");
         }
     }
@@ -138,10 +122,7 @@ mod tests {
     fn a_wrong_value_is_refused_with_an_example() {
         let read = serde_json::from_value::<Config>;
         assert_eq!(read(json!({})).unwrap(), Config::default());
-        assert_eq!(
-            read(json!({ "timeout": "5s" })).unwrap().timeout,
-            Duration::from_secs(5)
-        );
+        assert_eq!(read(json!({ "timeout": "5s" })).unwrap().timeout, Duration::from_secs(5));
         for (section, hint) in [
             (json!({ "timeout": "soon" }), "\"30s\""),
             (json!({ "timeout": "0s" }), "\"30s\""),

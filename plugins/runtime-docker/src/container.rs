@@ -55,10 +55,7 @@ pub(crate) fn create(
 
 pub(crate) async fn start(engine: &Engine, container: &ContainerRef) -> Result<()> {
     let name = container.as_str();
-    let started = engine
-        .api
-        .start_container(name, None::<StartContainerOptions>)
-        .await;
+    let started = engine.api.start_container(name, None::<StartContainerOptions>).await;
     started.map_err(|error| engine.explain.failed(Doing("start container", name), error))
 }
 
@@ -85,9 +82,7 @@ pub(crate) async fn stop(engine: &Engine, container: &ContainerRef, grace: Durat
 }
 
 fn whole_seconds(grace: Duration) -> i32 {
-    let seconds = grace
-        .as_secs()
-        .saturating_add(u64::from(grace.subsec_nanos() > 0));
+    let seconds = grace.as_secs().saturating_add(u64::from(grace.subsec_nanos() > 0));
     i32::try_from(seconds).unwrap_or(i32::MAX)
 }
 
@@ -131,18 +126,14 @@ async fn removed_by_another(engine: &Engine, name: &str) -> std::result::Result<
 pub(crate) async fn inspect(engine: &Engine, container: &ContainerRef) -> Result<Option<Container>> {
     let doing = Doing("inspect container", container.as_str());
     match inspected(engine, container.as_str()).await? {
-        Some(answer) => from_inspect(answer)
-            .map(Some)
-            .ok_or_else(|| nonsense(doing, "it lacks id or state")),
+        Some(answer) => from_inspect(answer).map(Some).ok_or_else(|| nonsense(doing, "it lacks id or state")),
         None => Ok(None),
     }
 }
 
 /// The engine's own answer; `None` where there is no such container.
 pub(crate) async fn inspected(engine: &Engine, name: &str) -> Result<Option<ContainerInspectResponse>> {
-    let request = engine
-        .api
-        .inspect_container(name, None::<InspectContainerOptions>);
+    let request = engine.api.inspect_container(name, None::<InspectContainerOptions>);
     let request = async { unless(request.await, &[NOT_FOUND]) };
     engine.look_up(Doing("inspect container", name), request).await
 }
@@ -153,10 +144,7 @@ fn from_inspect(answer: ContainerInspectResponse) -> Option<Container> {
         id: ContainerId(answer.id?),
         name: plain_name(answer.name.as_deref().unwrap_or_default()),
         labels: answer.config?.labels.unwrap_or_default().into_iter().collect(),
-        pid: state
-            .pid
-            .and_then(|pid| u32::try_from(pid).ok())
-            .filter(|pid| *pid != 0),
+        pid: state.pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0),
         state: life(&state)?,
     })
 }
@@ -272,15 +260,9 @@ mod tests {
     #[test]
     fn states_are_read() {
         let exited = json!({ "Status": "exited", "ExitCode": 137, "OOMKilled": true });
-        let expected = Exit {
-            code: Some(137),
-            oom: true,
-        };
+        let expected = Exit { code: Some(137), oom: true };
         assert_eq!(state(exited), Some(ContainerState::Exited(expected)));
-        assert_eq!(
-            state(json!({ "Status": "paused" })),
-            Some(ContainerState::Running)
-        );
+        assert_eq!(state(json!({ "Status": "paused" })), Some(ContainerState::Running));
         // A failed start leaves an exit code and no run.
         let failed = json!({ "Status": "created", "ExitCode": 128 });
         assert_eq!(state(failed), Some(ContainerState::Created));

@@ -71,11 +71,7 @@ fn network(network: Network) -> &'static str {
 }
 
 fn port_name(port: &PortMapping) -> String {
-    ContainerPort {
-        port: port.container,
-        protocol: port.protocol,
-    }
-    .to_string()
+    ContainerPort { port: port.container, protocol: port.protocol }.to_string()
 }
 
 /// The engine would discard ports without a network of the container's own.
@@ -85,10 +81,8 @@ fn port_bindings(spec: &ContainerSpec) -> Result<PortMap> {
     }
     let mut bindings = PortMap::new();
     for port in &spec.ports {
-        let binding = PortBinding {
-            host_ip: Some(port.host_ip.to_string()),
-            host_port: Some(port.host.to_string()),
-        };
+        let binding =
+            PortBinding { host_ip: Some(port.host_ip.to_string()), host_port: Some(port.host.to_string()) };
         let of_port = bindings.entry(port_name(port)).or_default();
         of_port.get_or_insert_default().push(binding);
     }
@@ -147,10 +141,7 @@ fn security_options(security: &Security, support: &Support) -> Result<Vec<String
     if let Some(profile) = &security.apparmor {
         // Without AppArmor the engine ignores this, and the container would be unconfined.
         if !support.apparmor {
-            return Err(unsupported(
-                "AppArmor is not enabled on this host",
-                "security.apparmor",
-            ));
+            return Err(unsupported("AppArmor is not enabled on this host", "security.apparmor"));
         }
         options.push(format!("apparmor={profile}"));
     }
@@ -195,10 +186,7 @@ fn needs(has: bool, limit: &str) -> Result<()> {
     if has {
         return Ok(());
     }
-    Err(unsupported(
-        "the kernel or this engine has no such cgroup controller",
-        &format!("limits.{limit}"),
-    ))
+    Err(unsupported("the kernel or this engine has no such cgroup controller", &format!("limits.{limit}")))
 }
 
 /// The best of the forms that the engine can apply.
@@ -215,10 +203,7 @@ fn attach(host: &mut HostConfig, gpu: &Attachment, support: &Support) -> Result<
         let devices = gpu.devices.iter().map(device).collect::<Result<Vec<_>>>()?;
         host.devices.get_or_insert_default().extend(devices);
     } else if !gpu.cdi.is_empty() {
-        return Err(unsupported(
-            "this engine does not know the CDI device",
-            &gpu.cdi.join(", "),
-        ));
+        return Err(unsupported("this engine does not know the CDI device", &gpu.cdi.join(", ")));
     }
     Ok(())
 }
@@ -239,10 +224,7 @@ fn number(what: &str, value: u64) -> Result<i64> {
 fn text(path: &Path) -> Result<String> {
     match path.to_str() {
         Some(text) if path.is_absolute() => Ok(text.to_owned()),
-        _ => Err(invalid(format!(
-            "{} is no absolute path in UTF-8",
-            path.display()
-        ))),
+        _ => Err(invalid(format!("{} is no absolute path in UTF-8", path.display()))),
     }
 }
 
@@ -309,19 +291,13 @@ mod tests {
 
     /// The driver of the device requests, and the devices.
     fn given(gpu: Attachment, cdi: Cdi) -> (Option<String>, Vec<String>) {
-        let spec = ContainerSpec {
-            gpu: Some(gpu),
-            ..spec()
-        };
+        let spec = ContainerSpec { gpu: Some(gpu), ..spec() };
         let host = host(&spec, &Support { cdi, ..everything() });
         let requests = host.device_requests.unwrap_or_default();
         let devices = host.devices.unwrap_or_default();
         (
             requests.into_iter().find_map(|request| request.driver),
-            devices
-                .into_iter()
-                .filter_map(|device| device.path_on_host)
-                .collect(),
+            devices.into_iter().filter_map(|device| device.path_on_host).collect(),
         )
     }
 
@@ -331,47 +307,25 @@ mod tests {
         assert_eq!(given(all.clone(), Cdi::Untold), (Some("cdi".to_owned()), vec![]));
         assert_eq!(given(all.clone(), Cdi::Off), (Some("nvidia".to_owned()), vec![]));
         // CDI is on, and this device is not described.
-        assert_eq!(
-            given(all, Cdi::Found([].into())),
-            (Some("nvidia".to_owned()), vec![])
-        );
+        assert_eq!(given(all, Cdi::Found([].into())), (Some("nvidia".to_owned()), vec![]));
         no_requests.requests.clear();
-        assert_eq!(
-            given(no_requests, Cdi::Off),
-            (None, vec!["/dev/nvidia0".to_owned()])
-        );
+        assert_eq!(given(no_requests, Cdi::Off), (None, vec!["/dev/nvidia0".to_owned()]));
     }
 
     #[test]
     fn a_gpu_that_cannot_be_given_is_not_silently_left_out() {
-        let only_cdi = Attachment {
-            requests: vec![],
-            devices: vec![],
-            ..gpu()
-        };
-        let spec = ContainerSpec {
-            gpu: Some(only_cdi),
-            ..spec()
-        };
-        let without = Support {
-            cdi: Cdi::Off,
-            ..everything()
-        };
+        let only_cdi = Attachment { requests: vec![], devices: vec![], ..gpu() };
+        let spec = ContainerSpec { gpu: Some(only_cdi), ..spec() };
+        let without = Support { cdi: Cdi::Off, ..everything() };
         assert_eq!(body(&spec, &without).unwrap_err().kind(), ErrorKind::Unsupported);
     }
 
     #[test]
     fn the_gpus_variable_is_sent_once_and_wins() {
-        let env = [
-            ("NVIDIA_VISIBLE_DEVICES", EnvValue::from("all")),
-            ("KEY", EnvValue::Secret("hunter2".into())),
-        ];
+        let env =
+            [("NVIDIA_VISIBLE_DEVICES", EnvValue::from("all")), ("KEY", EnvValue::Secret("hunter2".into()))];
         let env = env.map(|(name, value)| (name.to_owned(), value)).into();
-        let spec = ContainerSpec {
-            env,
-            gpu: Some(gpu()),
-            ..spec()
-        };
+        let spec = ContainerSpec { env, gpu: Some(gpu()), ..spec() };
         let sent = body(&spec, &everything()).unwrap().env.unwrap();
         assert_eq!(sent, ["KEY=hunter2", "NVIDIA_VISIBLE_DEVICES=GPU-1"]);
     }
@@ -391,66 +345,17 @@ mod tests {
         let none = Limits::default();
         let apparmor = Some("docker-custom".to_owned());
         for (without, spec) in [
+            (Support { memory: false, ..everything() }, limit(Limits { memory_bytes: Some(1), ..none })),
+            (Support { pids: false, ..everything() }, limit(Limits { pids: Some(1), ..none })),
+            (Support { cpu_shares: false, ..everything() }, limit(Limits { cpu_shares: Some(1), ..none })),
+            (Support { cpu_quota: false, ..everything() }, limit(Limits { nano_cpus: Some(1), ..none })),
             (
-                Support {
-                    memory: false,
-                    ..everything()
-                },
-                limit(Limits {
-                    memory_bytes: Some(1),
-                    ..none
-                }),
-            ),
-            (
-                Support {
-                    pids: false,
-                    ..everything()
-                },
-                limit(Limits {
-                    pids: Some(1),
-                    ..none
-                }),
-            ),
-            (
-                Support {
-                    cpu_shares: false,
-                    ..everything()
-                },
-                limit(Limits {
-                    cpu_shares: Some(1),
-                    ..none
-                }),
-            ),
-            (
-                Support {
-                    cpu_quota: false,
-                    ..everything()
-                },
-                limit(Limits {
-                    nano_cpus: Some(1),
-                    ..none
-                }),
-            ),
-            (
-                Support {
-                    apparmor: false,
-                    ..everything()
-                },
-                ContainerSpec {
-                    security: Security {
-                        apparmor,
-                        ..Security::default()
-                    },
-                    ..spec()
-                },
+                Support { apparmor: false, ..everything() },
+                ContainerSpec { security: Security { apparmor, ..Security::default() }, ..spec() },
             ),
         ] {
             assert!(body(&spec, &everything()).is_ok());
-            assert_eq!(
-                body(&spec, &without).unwrap_err().kind(),
-                ErrorKind::Unsupported,
-                "{without:?}"
-            );
+            assert_eq!(body(&spec, &without).unwrap_err().kind(), ErrorKind::Unsupported, "{without:?}");
         }
     }
 
@@ -476,10 +381,7 @@ mod tests {
 
     #[test]
     fn memory_is_limited_with_swap_included() {
-        let limits = Limits {
-            memory_bytes: Some(1 << 30),
-            ..Limits::default()
-        };
+        let limits = Limits { memory_bytes: Some(1 << 30), ..Limits::default() };
         let host = host(&ContainerSpec { limits, ..spec() }, &everything());
         assert_eq!((host.memory, host.memory_swap), (Some(1 << 30), Some(1 << 30)));
     }

@@ -70,10 +70,7 @@ struct Entry {
 impl Entry {
     fn new(under_way: &Arc<watch::Sender<Vec<ContainerName>>>, name: &ContainerName) -> Self {
         under_way.send_modify(|names| names.push(name.clone()));
-        Self {
-            under_way: Arc::clone(under_way),
-            name: name.clone(),
-        }
+        Self { under_way: Arc::clone(under_way), name: name.clone() }
     }
 }
 
@@ -128,11 +125,8 @@ mod tests {
     async fn a_creation_that_panics_is_an_error_and_leaves_nothing() {
         let creates = Creates::default();
         let name: ContainerName = "one".parse().unwrap();
-        let answer = creates
-            .see_through(&name, async {
-                if true { panic!("at the disco") } else { Ok(()) }
-            })
-            .await;
+        let answer =
+            creates.see_through(&name, async { if true { panic!("at the disco") } else { Ok(()) } }).await;
         assert_eq!(answer.unwrap_err().kind(), ErrorKind::Internal);
         assert!(creates.under_way.borrow().is_empty());
     }

@@ -49,21 +49,8 @@ impl Engine {
         let version = pong.newest.negotiated()?;
         let connecting = |error| explain.failed(Doing("connect", ""), error);
         let api = client(&endpoint, version).map_err(connecting)?;
-        let info = within(
-            &explain,
-            timeout,
-            Doing("ask what the engine can do", ""),
-            api.info(),
-        )
-        .await?;
-        Ok(Self {
-            api,
-            explain,
-            support: Support::of(&info),
-            version,
-            wire,
-            timeout,
-        })
+        let info = within(&explain, timeout, Doing("ask what the engine can do", ""), api.info()).await?;
+        Ok(Self { api, explain, support: Support::of(&info), version, wire, timeout })
     }
 
     /// Costs the engine nothing, unlike `/version`, which runs programs.
@@ -122,10 +109,7 @@ fn pong(headers: &HeaderMap) -> Option<Pong> {
     // `Docker/20.10.24 (linux)`
     let server = text("server").unwrap_or_default();
     let version = server.split(['/', ' ']).nth(1).unwrap_or("unknown");
-    Some(Pong {
-        newest: text("api-version")?.parse().ok()?,
-        version: version.to_owned(),
-    })
+    Some(Pong { newest: text("api-version")?.parse().ok()?, version: version.to_owned() })
 }
 
 async fn get(

@@ -61,10 +61,9 @@ impl Explain {
         let endpoint = &self.endpoint;
         let cause = io_cause(error);
         let (kind, text) = match cause {
-            Some(io::ErrorKind::PermissionDenied) => (
-                ErrorKind::Denied,
-                "may not be used by this user: run as root or as a member of its group",
-            ),
+            Some(io::ErrorKind::PermissionDenied) => {
+                (ErrorKind::Denied, "may not be used by this user: run as root or as a member of its group")
+            }
             Some(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => (
                 ErrorKind::Unavailable,
                 "is not there: start it (systemctl start docker) or set runtime.docker.endpoint",
@@ -79,10 +78,7 @@ impl Explain {
     }
 
     pub(crate) fn timed_out(&self, doing: Doing<'_>) -> PluginError {
-        let text = format!(
-            "cannot {doing}: docker at {} did not answer in time",
-            self.endpoint
-        );
+        let text = format!("cannot {doing}: docker at {} did not answer in time", self.endpoint);
         PluginError::new(ErrorKind::Timeout, text)
     }
 }
@@ -147,19 +143,13 @@ const REGISTRY_TEXTS: &[(&str, ErrorKind)] = &[
     ("no such host", ErrorKind::Unavailable),
     ("i/o timeout", ErrorKind::Unavailable),
     ("tls handshake timeout", ErrorKind::Unavailable),
-    (
-        "request canceled while waiting for connection",
-        ErrorKind::Unavailable,
-    ),
+    ("request canceled while waiting for connection", ErrorKind::Unavailable),
 ];
 
 fn kind_of(status: StatusCode, message: &str) -> ErrorKind {
     let message = message.to_lowercase();
     let told = |texts: &[(&str, ErrorKind)]| {
-        texts
-            .iter()
-            .find(|(text, _)| message.contains(text))
-            .map(|(_, kind)| *kind)
+        texts.iter().find(|(text, _)| message.contains(text)).map(|(_, kind)| *kind)
     };
     if let Some(kind) = told(TEXTS) {
         return kind;
@@ -193,11 +183,7 @@ mod tests {
         for (status, message, expected) in [
             (404, "No such image: test/nope:latest", NotFound),
             (404, "No such container: aa", NotFound),
-            (
-                409,
-                "Conflict. The container name \"/aa\" is already in use by container \"1\".",
-                Conflict,
-            ),
+            (409, "Conflict. The container name \"/aa\" is already in use by container \"1\".", Conflict),
             (
                 500,
                 "driver failed programming external connectivity on endpoint aa (6e): Error starting userland proxy: listen tcp4 127.0.0.1:36111: bind: address already in use",
@@ -229,37 +215,17 @@ mod tests {
                 "error gathering device information while adding custom device \"/dev/nope\": no such file or directory",
                 Invalid,
             ),
-            (
-                500,
-                "could not select device driver \"nvidia\" with capabilities: [[gpu]]",
-                Unsupported,
-            ),
-            (
-                500,
-                "Decoding seccomp profile failed: invalid character 'b'",
-                Invalid,
-            ),
-            (
-                400,
-                "invalid mount config for type \"bind\": bind source path does not exist: /nope",
-                Invalid,
-            ),
-            (
-                500,
-                "write /var/lib/docker/tmp/x: no space left on device",
-                Exhausted,
-            ),
+            (500, "could not select device driver \"nvidia\" with capabilities: [[gpu]]", Unsupported),
+            (500, "Decoding seccomp profile failed: invalid character 'b'", Invalid),
+            (400, "invalid mount config for type \"bind\": bind source path does not exist: /nope", Invalid),
+            (500, "write /var/lib/docker/tmp/x: no space left on device", Exhausted),
             (
                 500,
                 "Get \"http://127.0.0.1:1/v2/\": dial tcp 127.0.0.1:1: connect: connection refused",
                 Unavailable,
             ),
             (200, "manifest unknown: manifest unknown", NotFound),
-            (
-                500,
-                "Head \"https://r/v2/a/manifests/b\": unauthorized: authentication required",
-                Denied,
-            ),
+            (500, "Head \"https://r/v2/a/manifests/b\": unauthorized: authentication required", Denied),
             (301, "", Invalid),
             (500, "some day", Internal),
         ] {

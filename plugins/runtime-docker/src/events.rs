@@ -53,10 +53,7 @@ fn path(selector: &Selector, since: SystemTime) -> String {
         "label": label_filters(selector),
     });
     let query = form_urlencoded::Serializer::new(String::new())
-        .append_pair(
-            "since",
-            &format!("{}.{:09}", since.as_secs(), since.subsec_nanos()),
-        )
+        .append_pair("since", &format!("{}.{:09}", since.as_secs(), since.subsec_nanos()))
         .append_pair("filters", &filters.to_string())
         .finish();
     format!("/events?{query}")
@@ -129,11 +126,7 @@ impl Follower {
         let change = self.change(&message.action?, &id, &attributes)?;
         let labels = labels(attributes);
         // Podman's Docker-compatible socket ignores some of the filters sent.
-        self.selector.matches(&labels).then_some(ContainerEvent {
-            id: ContainerId(id),
-            labels,
-            change,
-        })
+        self.selector.matches(&labels).then_some(ContainerEvent { id: ContainerId(id), labels, change })
     }
 
     fn change(
@@ -234,10 +227,7 @@ mod tests {
         selector: Selector,
         chunks: Vec<std::result::Result<Bytes, Broken>>,
     ) -> Vec<Result<RuntimeEvent>> {
-        follower(selector)
-            .follow(stream::iter(chunks).boxed())
-            .collect()
-            .await
+        follower(selector).follow(stream::iter(chunks).boxed()).collect().await
     }
 
     fn changes(items: &[Result<RuntimeEvent>]) -> Vec<ContainerChange> {
@@ -264,24 +254,15 @@ mod tests {
             ContainerChange::Created,
             ContainerChange::Started,
             ContainerChange::Oom,
-            ContainerChange::Exited(Exit {
-                code: Some(137),
-                oom: true,
-            }),
+            ContainerChange::Exited(Exit { code: Some(137), oom: true }),
             ContainerChange::Removed,
         ];
         for size in [1, 7, 100, 10_000] {
-            let chunks = text
-                .as_bytes()
-                .chunks(size)
-                .map(|chunk| Ok(Bytes::copy_from_slice(chunk)));
+            let chunks = text.as_bytes().chunks(size).map(|chunk| Ok(Bytes::copy_from_slice(chunk)));
             let items = read(Selector::label("k", "v"), chunks.collect()).await;
             assert_eq!(changes(&items), expected, "in pieces of {size}");
             assert_eq!(items.len(), expected.len() + 1);
-            assert_eq!(
-                items.last().unwrap().as_ref().unwrap_err().kind(),
-                ErrorKind::Unavailable
-            );
+            assert_eq!(items.last().unwrap().as_ref().unwrap_err().kind(), ErrorKind::Unavailable);
         }
     }
 
@@ -290,19 +271,13 @@ mod tests {
         let text = line("start", r#"{"k":"w"}"#) + "\n" + &line("start", r#"{"k":"v","name":"n"}"#) + "\n";
         let items = read(Selector::label("k", "v"), vec![Ok(text.into())]).await;
         assert_eq!(changes(&items), [ContainerChange::Started]);
-        let Ok(RuntimeEvent::Container(event)) = &items[0] else {
-            panic!("{items:?}")
-        };
+        let Ok(RuntimeEvent::Container(event)) = &items[0] else { panic!("{items:?}") };
         assert_eq!(event.labels, BTreeMap::from([("k".to_owned(), "v".to_owned())]));
     }
 
     #[tokio::test]
     async fn a_broken_engine_ends_the_stream() {
-        let items = read(
-            Selector::default(),
-            vec![Ok("no json\n".into()), Ok("more\n".into())],
-        )
-        .await;
+        let items = read(Selector::default(), vec![Ok("no json\n".into()), Ok("more\n".into())]).await;
         assert_eq!(items.len(), 1);
         assert_eq!(items[0].as_ref().unwrap_err().kind(), ErrorKind::Internal);
 
@@ -317,9 +292,6 @@ mod tests {
     fn the_moment_is_told_to_the_nanosecond() {
         let since = UNIX_EPOCH + Duration::new(12, 34);
         let path = path(&Selector::label("k", "v"), since);
-        assert!(
-            path.starts_with("/events?since=12.000000034&filters=%7B"),
-            "{path}"
-        );
+        assert!(path.starts_with("/events?since=12.000000034&filters=%7B"), "{path}");
     }
 }

@@ -67,16 +67,9 @@ fn image(inspected: ImageInspect) -> Option<Image> {
     Some(Image {
         id: inspected.id?,
         // A name such as `<none>:<none>` is none.
-        names: tags
-            .into_iter()
-            .chain(digests)
-            .filter_map(|name| name.try_into().ok())
-            .collect(),
+        names: tags.into_iter().chain(digests).filter_map(|name| name.try_into().ok()).collect(),
         size_bytes: inspected.size.unwrap_or_default().try_into().unwrap_or_default(),
-        user: inspected
-            .config
-            .and_then(|config| config.user)
-            .unwrap_or_default(),
+        user: inspected.config.and_then(|config| config.user).unwrap_or_default(),
     })
 }
 
@@ -128,13 +121,7 @@ impl Layers {
                 let bytes = |number: Option<i64>| number.and_then(|number| u64::try_from(number).ok());
                 let done_bytes = bytes(detail.current).unwrap_or(0);
                 let total_bytes = bytes(detail.total).unwrap_or(0).max(done_bytes);
-                self.0.insert(
-                    layer,
-                    PullProgress {
-                        done_bytes,
-                        total_bytes,
-                    },
-                );
+                self.0.insert(layer, PullProgress { done_bytes, total_bytes });
                 true
             }
             "Download complete" => self.0.get_mut(&layer).is_some_and(|known| {
@@ -146,21 +133,17 @@ impl Layers {
     }
 
     fn sum(&self) -> PullProgress {
-        self.0
-            .values()
-            .fold(PullProgress::default(), |sum, layer| PullProgress {
-                done_bytes: sum.done_bytes + layer.done_bytes,
-                total_bytes: sum.total_bytes + layer.total_bytes,
-            })
+        self.0.values().fold(PullProgress::default(), |sum, layer| PullProgress {
+            done_bytes: sum.done_bytes + layer.done_bytes,
+            total_bytes: sum.total_bytes + layer.total_bytes,
+        })
     }
 }
 
 pub(crate) async fn load(engine: &Engine, archive: &Path) -> Result<Vec<ImageRef>> {
     let path = archive.display().to_string();
     let doing = Doing("load", &path);
-    let file = open(archive)
-        .await
-        .map_err(|error| invalid(format!("cannot {doing}")).with_source(error))?;
+    let file = open(archive).await.map_err(|error| invalid(format!("cannot {doing}")).with_source(error))?;
     let content = ReaderStream::with_capacity(file, CHUNK_BYTES);
     let options = ImportImageOptionsBuilder::new().quiet(true).build();
     let steps = engine.api.import_image_stream(options, content, None);
@@ -178,11 +161,7 @@ pub(crate) async fn load(engine: &Engine, archive: &Path) -> Result<Vec<ImageRef
 
 async fn open(archive: &Path) -> std::io::Result<File> {
     let file = File::open(archive).await?;
-    if file.metadata().await?.is_file() {
-        Ok(file)
-    } else {
-        Err(std::io::Error::other("not a regular file"))
-    }
+    if file.metadata().await?.is_file() { Ok(file) } else { Err(std::io::Error::other("not a regular file")) }
 }
 
 /// `Loaded image: test/mandelbox:current-build`, or the id of an image without a name.
@@ -193,15 +172,11 @@ fn loaded_name(line: &str) -> Option<ImageRef> {
 
 /// The engine has many texts for an archive that is none, and no status.
 fn not_loaded(engine: &Engine, doing: Doing<'_>, error: Error) -> PluginError {
-    let is_answer = matches!(
-        error,
-        Error::DockerStreamError { .. } | Error::DockerResponseServerError { .. }
-    );
+    let is_answer =
+        matches!(error, Error::DockerStreamError { .. } | Error::DockerResponseServerError { .. });
     let error = engine.explain.failed(doing, error);
     if is_answer && error.kind() == ErrorKind::Internal {
-        return invalid(format!(
-            "{error}; it must be what docker save writes, or an OCI layout"
-        ));
+        return invalid(format!("{error}; it must be what docker save writes, or an OCI layout"));
     }
     error
 }
@@ -223,10 +198,7 @@ mod tests {
     fn a_reference_is_split_where_engines_split_it() {
         for (reference, expected) in [
             ("chrome", ("chrome", "latest")),
-            (
-                "browsers/chrome:current-build",
-                ("browsers/chrome", "current-build"),
-            ),
+            ("browsers/chrome:current-build", ("browsers/chrome", "current-build")),
             ("127.0.0.1:5000/chrome", ("127.0.0.1:5000/chrome", "latest")),
             ("127.0.0.1:5000/chrome:1", ("127.0.0.1:5000/chrome", "1")),
             ("r.io/chrome@sha256:ab", ("r.io/chrome", "sha256:ab")),
@@ -248,10 +220,7 @@ mod tests {
         let name = |line| loaded_name(line).map(String::from);
         assert_eq!(name("Loaded image: a/b:c\n").as_deref(), Some("a/b:c"));
         assert_eq!(name("Loaded image ID: sha256:ab\n").as_deref(), Some("sha256:ab"));
-        assert_eq!(
-            name("The image a/b:c already exists, renaming the old one\n"),
-            None
-        );
+        assert_eq!(name("The image a/b:c already exists, renaming the old one\n"), None);
     }
 
     #[test]
@@ -267,21 +236,9 @@ mod tests {
         assert!(!layers.take(step("a", "Pulling fs layer", 0, 0)));
         assert!(layers.take(step("a", "Downloading", 10, 100)));
         assert!(layers.take(step("b", "Downloading", 5, 50)));
-        assert_eq!(
-            layers.sum(),
-            PullProgress {
-                done_bytes: 15,
-                total_bytes: 150
-            }
-        );
+        assert_eq!(layers.sum(), PullProgress { done_bytes: 15, total_bytes: 150 });
         assert!(layers.take(step("a", "Download complete", 0, 0)));
         assert!(!layers.take(step("a", "Extracting", 1, 100)));
-        assert_eq!(
-            layers.sum(),
-            PullProgress {
-                done_bytes: 105,
-                total_bytes: 150
-            }
-        );
+        assert_eq!(layers.sum(), PullProgress { done_bytes: 105, total_bytes: 150 });
     }
 }

@@ -62,10 +62,7 @@ impl DockerRuntime {
     /// # Errors
     /// `Unavailable` when it is not there, `Denied` when it may not be used, `Unsupported` when it is too old.
     pub async fn connect(config: Config) -> Result<Self> {
-        Ok(Self {
-            engine: Engine::connect(config).await?,
-            creates: Creates::default(),
-        })
+        Ok(Self { engine: Engine::connect(config).await?, creates: Creates::default() })
     }
 }
 

@@ -41,9 +41,7 @@ pub(crate) async fn read(
 }
 
 fn path(name: &str, options: LogOptions) -> String {
-    let tail = options
-        .tail
-        .map_or_else(|| "all".to_owned(), |lines| lines.to_string());
+    let tail = options.tail.map_or_else(|| "all".to_owned(), |lines| lines.to_string());
     let follow = options.follow;
     format!("/containers/{name}/logs?stdout=true&stderr=true&follow={follow}&tail={tail}")
 }
@@ -52,22 +50,15 @@ fn path(name: &str, options: LogOptions) -> String {
 fn unframed(
     chunks: BoxStream<'static, Result<Bytes>>,
 ) -> impl futures::Stream<Item = Result<LogChunk>> + Send {
-    stream::try_unfold(
-        (chunks, Frames::default()),
-        |(mut chunks, mut frames)| async move {
-            while let Some(chunk) = chunks.try_next().await? {
-                let output = frames.take(&chunk);
-                if !output.is_empty() {
-                    return Ok(Some((output, (chunks, frames))));
-                }
+    stream::try_unfold((chunks, Frames::default()), |(mut chunks, mut frames)| async move {
+        while let Some(chunk) = chunks.try_next().await? {
+            let output = frames.take(&chunk);
+            if !output.is_empty() {
+                return Ok(Some((output, (chunks, frames))));
             }
-            if frames.is_whole() {
-                Ok(None)
-            } else {
-                Err(nonsense(READING, "it ends within a frame"))
-            }
-        },
-    )
+        }
+        if frames.is_whole() { Ok(None) } else { Err(nonsense(READING, "it ends within a frame")) }
+    })
 }
 
 /// Takes the headers out.
@@ -121,13 +112,7 @@ mod tests {
 
     #[test]
     fn output_is_whole_however_it_is_cut() {
-        let framed = [
-            frame(1, "out\n"),
-            frame(2, ""),
-            frame(2, "err \u{1}\n"),
-            frame(1, "end"),
-        ]
-        .concat();
+        let framed = [frame(1, "out\n"), frame(2, ""), frame(2, "err \u{1}\n"), frame(1, "end")].concat();
         for size in 1..=framed.len() {
             let mut frames = Frames::default();
             let output: Vec<u8> = framed.chunks(size).flat_map(|chunk| frames.take(chunk)).collect();

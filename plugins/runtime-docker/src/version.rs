@@ -22,10 +22,7 @@ const OLDEST: ApiVersion = ApiVersion { major: 1, minor: 41 };
 fn newest() -> ApiVersion {
     let known = bollard::API_DEFAULT_VERSION;
     let part = |number: usize| u16::try_from(number).unwrap_or(u16::MAX);
-    ApiVersion {
-        major: part(known.major_version),
-        minor: part(known.minor_version),
-    }
+    ApiVersion { major: part(known.major_version), minor: part(known.minor_version) }
 }
 
 impl ApiVersion {
@@ -63,10 +60,7 @@ impl FromStr for ApiVersion {
 
     fn from_str(text: &str) -> Result<Self, ()> {
         let (major, minor) = text.split_once('.').ok_or(())?;
-        Ok(Self {
-            major: major.parse().map_err(drop)?,
-            minor: minor.parse().map_err(drop)?,
-        })
+        Ok(Self { major: major.parse().map_err(drop)?, minor: minor.parse().map_err(drop)? })
     }
 }
 
@@ -104,9 +98,7 @@ mod tests {
 
     #[test]
     fn the_path_gets_its_prefix_and_keeps_its_query() {
-        let uri = "unix://2f782e736f636b/containers/json?all=true&filters=%7B%7D"
-            .parse()
-            .unwrap();
+        let uri = "unix://2f782e736f636b/containers/json?all=true&filters=%7B%7D".parse().unwrap();
         assert_eq!(
             version("1.41").prefix(&uri).to_string(),
             "unix://2f782e736f636b/v1.41/containers/json?all=true&filters=%7B%7D"

@@ -97,9 +97,7 @@ async fn exchange<S>(stream: S, host: &str, path_and_query: &str) -> Result<Answ
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let request = Request::get(path_and_query)
-        .header(header::HOST, host)
-        .body(Empty::new())?;
+    let request = Request::get(path_and_query).header(header::HOST, host).body(Empty::new())?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let answer = Box::pin(sender.send_request(request));
     let (answer, connection) = match select(answer, connection.boxed()).await {
@@ -108,16 +106,8 @@ where
         Either::Right((_, answer)) => (answer.await?, None),
     };
     let (head, incoming) = answer.into_parts();
-    let body = Body {
-        incoming,
-        connection,
-        _sender: sender,
-    };
-    Ok(Answer {
-        headers: head.headers,
-        status: head.status,
-        body,
-    })
+    let body = Body { incoming, connection, _sender: sender };
+    Ok(Answer { headers: head.headers, status: head.status, body })
 }
 
 impl Answer {

@@ -47,9 +47,7 @@ impl Fixture for Docker {
     /// On a thread of its own, because the harness's futures cannot be sent.
     async fn restart(&self) -> Verdict {
         let restart = || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(self.engine.restart())
         };
         let restarted = thread::scope(|scope| scope.spawn(restart).join());
@@ -73,20 +71,12 @@ mod scratch {
     #[tokio::test]
     async fn it_does_what_every_runtime_must_do() {
         let engine = Engine::scratch().await.unwrap();
-        let config = Config {
-            endpoint: engine.endpoint().parse().unwrap(),
-            ..Config::default()
-        };
+        let config = Config { endpoint: engine.endpoint().parse().unwrap(), ..Config::default() };
         let runtime = DockerRuntime::connect(config).await.unwrap();
         // In the engine's network, because the engine is there already.
-        let registry = Registry::offering(&archive(), "docker.io/test/mandelbox:current-build")
-            .await
-            .unwrap();
-        let docker = Docker {
-            runtime,
-            engine,
-            registry,
-        };
+        let registry =
+            Registry::offering(&archive(), "docker.io/test/mandelbox:current-build").await.unwrap();
+        let docker = Docker { runtime, engine, registry };
         let report = run("docker", &docker).await;
         println!("{report}");
         assert!(report.holds(), "{report}");

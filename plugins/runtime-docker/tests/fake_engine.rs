@@ -64,11 +64,7 @@ impl Fake {
                 connections.spawn(serve(stream, api_version, Arc::clone(&seen), Arc::clone(&answer)));
             }
         });
-        Self {
-            directory,
-            requests,
-            _tasks: tasks,
-        }
+        Self { directory, requests, _tasks: tasks }
     }
 
     async fn connect(&self) -> Result<DockerRuntime, PluginError> {
@@ -82,11 +78,7 @@ impl Fake {
 
 async fn connect(socket: PathBuf) -> Result<DockerRuntime, PluginError> {
     let endpoint = format!("unix://{}", socket.display()).parse().unwrap();
-    DockerRuntime::connect(Config {
-        endpoint,
-        timeout: TIMEOUT,
-    })
-    .await
+    DockerRuntime::connect(Config { endpoint, timeout: TIMEOUT }).await
 }
 
 async fn serve(
@@ -118,16 +110,8 @@ async fn serve(
         )
     };
     let _ = match reply {
-        Reply::With(status, body) => {
-            stream
-                .write_all((head(status, body.len()) + body).as_bytes())
-                .await
-        }
-        Reply::Cut(body) => {
-            stream
-                .write_all((head(200, body.len() + 1) + body).as_bytes())
-                .await
-        }
+        Reply::With(status, body) => stream.write_all((head(status, body.len()) + body).as_bytes()).await,
+        Reply::Cut(body) => stream.write_all((head(200, body.len() + 1) + body).as_bytes()).await,
         Reply::Endless => {
             let _ = stream.write_all(head(200, usize::MAX >> 1).as_bytes()).await;
             while stream.write_all(b"            ").await.is_ok() {
@@ -138,9 +122,7 @@ async fn serve(
         Reply::Never => std::future::pending().await,
         Reply::After(path, status) => {
             let mut requests = seen.subscribe();
-            let _ = requests
-                .wait_for(|seen| seen.iter().any(|line| line.contains(path)))
-                .await;
+            let _ = requests.wait_for(|seen| seen.iter().any(|line| line.contains(path))).await;
             stream.write_all(head(status, 0).as_bytes()).await
         }
     };
@@ -168,10 +150,7 @@ async fn an_engine_that_is_not_there_is_told_with_the_remedy() {
     for error in [missing, deserted] {
         assert_eq!(error.kind(), ErrorKind::Unavailable);
         let text = error.to_string();
-        assert!(
-            text.contains("systemctl start docker") && text.contains(socket.to_str().unwrap()),
-            "{text}"
-        );
+        assert!(text.contains("systemctl start docker") && text.contains(socket.to_str().unwrap()), "{text}");
     }
 }
 
@@ -199,10 +178,7 @@ async fn every_request_carries_the_newest_version_that_both_know() {
         assert_eq!(info.api_version.as_deref(), Some(spoken));
         for request in fake.requests() {
             let path = request.split(' ').nth(1).unwrap();
-            assert!(
-                path == "/_ping" || path.starts_with(&format!("/v{spoken}/")),
-                "{request}"
-            );
+            assert!(path == "/_ping" || path.starts_with(&format!("/v{spoken}/")), "{request}");
         }
     }
 }
@@ -220,16 +196,8 @@ async fn what_is_no_answer_is_an_error_and_no_hang() {
         let sent = reply.clone();
         let fake = Fake::new("1.41", move |_| sent.clone());
         let docker = soon(fake.connect()).await.unwrap();
-        assert_eq!(
-            kind(soon(docker.list(&Selector::default())).await),
-            Some(expected),
-            "{reply:?}"
-        );
-        assert_eq!(
-            kind(soon(docker.inspect(&container())).await),
-            Some(expected),
-            "{reply:?}"
-        );
+        assert_eq!(kind(soon(docker.list(&Selector::default())).await), Some(expected), "{reply:?}");
+        assert_eq!(kind(soon(docker.inspect(&container())).await), Some(expected), "{reply:?}");
     }
 }
 
@@ -240,14 +208,8 @@ async fn a_stream_whose_head_does_not_come_is_an_error() {
         _ => Reply::Never,
     });
     let docker = soon(fake.connect()).await.unwrap();
-    assert_eq!(
-        kind(soon(docker.events(&Selector::default())).await),
-        Some(ErrorKind::Timeout)
-    );
-    assert_eq!(
-        kind(soon(docker.logs(&container(), LogOptions::default())).await),
-        Some(ErrorKind::Timeout)
-    );
+    assert_eq!(kind(soon(docker.events(&Selector::default())).await), Some(ErrorKind::Timeout));
+    assert_eq!(kind(soon(docker.logs(&container(), LogOptions::default())).await), Some(ErrorKind::Timeout));
 }
 
 #[tokio::test]
@@ -273,10 +235,7 @@ async fn a_fraction_of_a_second_of_grace_is_kept() {
     let requests = fake.requests();
     assert_eq!(
         requests[2..],
-        [
-            "POST /v1.41/containers/c1/stop?t=1",
-            "POST /v1.41/containers/c1/kill?signal=SIGKILL"
-        ]
+        ["POST /v1.41/containers/c1/stop?t=1", "POST /v1.41/containers/c1/kill?signal=SIGKILL"]
     );
 }
 
@@ -284,9 +243,7 @@ async fn a_fraction_of_a_second_of_grace_is_kept() {
 async fn whole_seconds_of_grace_are_the_engines() {
     let fake = Fake::new("1.41", |_| Reply::With(304, ""));
     let docker = soon(fake.connect()).await.unwrap();
-    soon(docker.stop(&container(), Duration::from_secs(3)))
-        .await
-        .unwrap();
+    soon(docker.stop(&container(), Duration::from_secs(3))).await.unwrap();
     assert_eq!(fake.requests()[2..], ["POST /v1.41/containers/c1/stop?t=3"]);
 }
 
@@ -300,27 +257,17 @@ async fn somebody_elses_removal_is_waited_for() {
         let mut tries = tries.lock().unwrap();
         *tries += 1;
         match *tries {
-            1 => Reply::With(
-                409,
-                "{\"message\":\"removal of container c1 is already in progress\"}",
-            ),
+            1 => Reply::With(409, "{\"message\":\"removal of container c1 is already in progress\"}"),
             _ => Reply::With(404, "{\"message\":\"No such container: c1\"}"),
         }
     });
     let docker = soon(fake.connect()).await.unwrap();
     soon(docker.remove(&container())).await.unwrap();
     let requests = fake.requests();
-    let methods: Vec<_> = requests[2..]
-        .iter()
-        .map(|request| request.split('?').next().unwrap())
-        .collect();
+    let methods: Vec<_> = requests[2..].iter().map(|request| request.split('?').next().unwrap()).collect();
     assert_eq!(
         methods,
-        [
-            "DELETE /v1.41/containers/c1",
-            "POST /v1.41/containers/c1/wait",
-            "DELETE /v1.41/containers/c1"
-        ]
+        ["DELETE /v1.41/containers/c1", "POST /v1.41/containers/c1/wait", "DELETE /v1.41/containers/c1"]
     );
 }
 

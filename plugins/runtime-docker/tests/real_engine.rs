@@ -52,9 +52,7 @@ mod scratch {
         let docker = connect(&engine, DEADLINE).await?;
         let mut events = docker.events(&Selector::default()).await?;
         engine.kill().await?;
-        let last = tokio::time::timeout(DEADLINE, events.next())
-            .await?
-            .context("no error")?;
+        let last = tokio::time::timeout(DEADLINE, events.next()).await?.context("no error")?;
         ensure!(last.is_err_and(|error| error.kind() == ErrorKind::Unavailable));
         ensure!(events.next().await.is_none());
         let health = docker.health().await;
@@ -92,21 +90,14 @@ mod scratch {
             engine.freeze().await?;
             let spec = spec(&given_up);
             let patience = Duration::from_millis(100);
-            ensure!(
-                tokio::time::timeout(patience, docker.create(&spec))
-                    .await
-                    .is_err()
-            );
+            ensure!(tokio::time::timeout(patience, docker.create(&spec)).await.is_err());
             let name = named(&given_up);
             let both = futures::future::join(docker.remove(&name), engine.thaw());
             let (removed, thawed) = tokio::time::timeout(DEADLINE, both).await?;
             removed?;
             thawed?;
             // Creating one more takes the engine longer than what it had begun before.
-            let other = ContainerSpec {
-                name: other.parse()?,
-                ..spec
-            };
+            let other = ContainerSpec { name: other.parse()?, ..spec };
             docker.create(&other).await?;
             ensure!(docker.inspect(&name).await?.is_none(), "{given_up} came back");
         }
@@ -120,22 +111,11 @@ async fn limits_of_files_and_processors_arrive() -> Result<()> {
     let engine = Engine::shared().await?;
     let docker = connect(&engine, DEADLINE).await?;
     let name = format!("limits-{}", std::process::id());
-    let limits = Limits {
-        nano_cpus: Some(250_000_000),
-        open_files: Some(321),
-        ..Limits::default()
-    };
-    docker
-        .create(&ContainerSpec {
-            limits,
-            ..spec(&name)
-        })
-        .await?;
+    let limits = Limits { nano_cpus: Some(250_000_000), open_files: Some(321), ..Limits::default() };
+    docker.create(&ContainerSpec { limits, ..spec(&name) }).await?;
     let kept = engine.client().inspect_container(&name, None).await;
     docker.remove(&named(&name)).await?;
-    let host = kept?
-        .host_config
-        .context("a container without a host configuration")?;
+    let host = kept?.host_config.context("a container without a host configuration")?;
     ensure!(host.nano_cpus == Some(250_000_000), "{:?}", host.nano_cpus);
     let files = host.ulimits.unwrap_or_default();
     let files = files.first().context("no limit of files")?;

@@ -31,11 +31,8 @@ pub(crate) struct Behaviour {
 
 impl Behaviour {
     pub(crate) fn of(command: &[String]) -> Self {
-        let mut behaviour = Self {
-            exit_at_once: None,
-            announce_after: Some(Duration::ZERO),
-            heeds_sigterm: true,
-        };
+        let mut behaviour =
+            Self { exit_at_once: None, announce_after: Some(Duration::ZERO), heeds_sigterm: true };
         let mut words = command.iter().peekable();
         while let Some(word) = words.next() {
             match word.as_str() {
@@ -62,10 +59,7 @@ fn parameter<T: FromStr>(words: &mut Peekable<Iter<'_, String>>) -> Option<T> {
 
 /// Where the host keeps this container's files, if it gave it any.
 pub(crate) fn mappings(spec: &ContainerSpec) -> Option<PathBuf> {
-    let mount = spec
-        .mounts
-        .iter()
-        .find(|mount| mount.target == Path::new(MAPPINGS))?;
+    let mount = spec.mounts.iter().find(|mount| mount.target == Path::new(MAPPINGS))?;
     Some(mount.source.clone())
 }
 
@@ -82,12 +76,7 @@ pub(crate) async fn get_ready(mappings: &Path, announce_after: Option<Duration>)
     let Some(late) = announce_after else { return Ok(()) };
     tokio::time::sleep(late).await;
     let announcement = mappings.join(ANNOUNCEMENT);
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(announcement)
-        .map(drop)
+    OpenOptions::new().write(true).create(true).truncate(false).open(announcement).map(drop)
 }
 
 #[cfg(test)]

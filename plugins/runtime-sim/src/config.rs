@@ -22,11 +22,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self {
-            application: true,
-            images: None,
-            delays: BTreeMap::new(),
-        }
+        Self { application: true, images: None, delays: BTreeMap::new() }
     }
 }
 
@@ -34,9 +30,7 @@ fn delays<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<Op, Dur
     let texts = BTreeMap::<Op, String>::deserialize(deserializer)?;
     let delay = |(op, text): (Op, String)| match humantime::parse_duration(&text) {
         Ok(delay) => Ok((op, delay)),
-        Err(_) => Err(de::Error::custom(format_args!(
-            "{text:?} is no duration; write for example \"80ms\""
-        ))),
+        Err(_) => Err(de::Error::custom(format_args!("{text:?} is no duration; write for example \"80ms\""))),
     };
     texts.into_iter().map(delay).collect()
 }
@@ -53,10 +47,7 @@ mod tests {
         assert_eq!(read(json!({})).unwrap(), Config::default());
         let config = read(json!({ "images": ["a/b:c"], "delays": { "tag_image": "80ms" } })).unwrap();
         assert_eq!(config.images.unwrap().len(), 1);
-        assert_eq!(
-            config.delays,
-            BTreeMap::from([(Op::TagImage, Duration::from_millis(80))])
-        );
+        assert_eq!(config.delays, BTreeMap::from([(Op::TagImage, Duration::from_millis(80))]));
         for (bad, hint) in [
             (json!({ "delays": { "strat": "1s" } }), "`start`"),
             (json!({ "delays": { "start": "soon" } }), "80ms"),

@@ -116,10 +116,7 @@ async fn run(shared: Arc<Shared>, id: ContainerId, plays_application: bool) {
 }
 
 async fn play(shared: &Shared, id: &ContainerId, spec: &ContainerSpec, behaviour: &Behaviour) -> Exit {
-    let exit = |code| Exit {
-        code: Some(code),
-        oom: false,
-    };
+    let exit = |code| Exit { code: Some(code), oom: false };
     if let Some(code) = behaviour.exit_at_once {
         return exit(code);
     }
@@ -155,18 +152,13 @@ impl Runtime for Sim {
     }
 
     async fn images(&self) -> Result<Vec<Image>> {
-        self.shared
-            .call(Op::Images, None, |model| Ok(model.images.all()))
-            .await
+        self.shared.call(Op::Images, None, |model| Ok(model.images.all())).await
     }
 
     async fn pull(&self, reference: &ImageRef, progress: OnProgress<'_>) -> Result<Image> {
         let pull = |model: &mut Model| model.images.pull(reference);
         let image = self.shared.call(Op::Pull, None, pull).await?;
-        progress(PullProgress {
-            done_bytes: image.size_bytes,
-            total_bytes: image.size_bytes,
-        });
+        progress(PullProgress { done_bytes: image.size_bytes, total_bytes: image.size_bytes });
         Ok(image)
     }
 
@@ -183,9 +175,7 @@ impl Runtime for Sim {
 
     async fn create(&self, spec: &ContainerSpec) -> Result<ContainerId> {
         let name = spec.name.clone().into();
-        self.shared
-            .call(Op::Create, Some(&name), |model| model.create(spec))
-            .await
+        self.shared.call(Op::Create, Some(&name), |model| model.create(spec)).await
     }
 
     async fn start(&self, container: &ContainerRef) -> Result<()> {
@@ -200,9 +190,7 @@ impl Runtime for Sim {
         let call = self.shared.begin(Op::Stop, Some(container)).await?;
         if let Some(id) = self.shared.act(|model| Ok(model.terminate(container)))? {
             let ended = self.shared.wait(|model| {
-                let runs = model
-                    .get(&id)
-                    .is_some_and(|found| found.state == ContainerState::Running);
+                let runs = model.get(&id).is_some_and(|found| found.state == ContainerState::Running);
                 (!runs).then_some(())
             });
             if tokio::time::timeout(grace, ended).await.is_err() {
@@ -233,9 +221,7 @@ impl Runtime for Sim {
 
     async fn list(&self, selector: &Selector) -> Result<Vec<Container>> {
         let see = |model: &mut Model| {
-            let selected = model
-                .all()
-                .filter(|(_, found)| selector.matches(&found.spec.labels));
+            let selected = model.all().filter(|(_, found)| selector.matches(&found.spec.labels));
             Ok(selected.map(|(id, found)| found.seen(id)).collect())
         };
         self.shared.call(Op::List, None, see).await
@@ -257,9 +243,7 @@ impl Runtime for Sim {
     }
 
     async fn started_at(&self) -> Result<Option<SystemTime>> {
-        self.shared
-            .call(Op::StartedAt, None, |model| Ok(Some(model.started_at)))
-            .await
+        self.shared.call(Op::StartedAt, None, |model| Ok(Some(model.started_at))).await
     }
 }
 

@@ -29,16 +29,10 @@ use crate::{
 };
 
 /// 128 + SIGKILL.
-pub(crate) const KILLED: Exit = Exit {
-    code: Some(137),
-    oom: false,
-};
+pub(crate) const KILLED: Exit = Exit { code: Some(137), oom: false };
 
 /// The application has heeded SIGTERM.
-const GOODBYE: Exit = Exit {
-    code: Some(0),
-    oom: false,
-};
+const GOODBYE: Exit = Exit { code: Some(0), oom: false };
 
 /// Everything the engine knows, and what the script wants of it.
 #[derive(Debug)]
@@ -105,10 +99,8 @@ impl Model {
             Some((_, found)) => found.spec.name.to_string(),
             None => container.to_owned(),
         });
-        let mut struck = Struck {
-            delay: self.delays.get(&op).copied().unwrap_or_default(),
-            ..Struck::default()
-        };
+        let mut struck =
+            Struck { delay: self.delays.get(&op).copied().unwrap_or_default(), ..Struck::default() };
         for rule in &mut self.rules {
             if rule.strikes(op, name.as_deref()) {
                 struck.add(rule.fault);
@@ -123,9 +115,7 @@ impl Model {
     }
 
     fn by_text(&self, text: &str) -> Option<(&ContainerId, &Simulated)> {
-        self.containers
-            .iter()
-            .find(|(id, found)| id.0 == text || found.spec.name.as_str() == text)
+        self.containers.iter().find(|(id, found)| id.0 == text || found.spec.name.as_str() == text)
     }
 
     fn found(&self, container: &ContainerRef) -> Result<ContainerId> {
@@ -159,12 +149,8 @@ impl Model {
         }
         self.created += 1;
         let id = ContainerId(format!("{:064x}", self.created));
-        let container = Simulated {
-            spec: spec.clone(),
-            state: ContainerState::Created,
-            log: Vec::new(),
-            program: None,
-        };
+        let container =
+            Simulated { spec: spec.clone(), state: ContainerState::Created, log: Vec::new(), program: None };
         self.containers.insert(id.clone(), container);
         self.tell(&id, ContainerChange::Created);
         Ok(id)
@@ -194,19 +180,14 @@ impl Model {
             let both = other.host_ip.is_unspecified() || port.host_ip.is_unspecified();
             same && (both || other.host_ip == port.host_ip)
         };
-        let running = self
-            .containers
-            .values()
-            .filter(|other| other.state == ContainerState::Running);
+        let running = self.containers.values().filter(|other| other.state == ContainerState::Running);
         self.taken_ports.contains(&(port.protocol, port.host))
             || running.flat_map(|other| &other.spec.ports).any(clashes)
     }
 
     /// What runs in it from now on; ends with it.
     pub(crate) fn set_program(&mut self, id: &ContainerId, program: AbortHandle) {
-        let is_running = self
-            .get(id)
-            .is_some_and(|found| found.state == ContainerState::Running);
+        let is_running = self.get(id).is_some_and(|found| found.state == ContainerState::Running);
         if is_running {
             self.with(id, |found| found.program = Some(program));
         } else {
@@ -283,10 +264,7 @@ impl Model {
         tail: Option<u32>,
     ) -> Result<(ContainerId, usize)> {
         let id = self.found(container)?;
-        let log = self
-            .get(&id)
-            .map(|found| found.log.as_slice())
-            .unwrap_or_default();
+        let log = self.get(&id).map(|found| found.log.as_slice()).unwrap_or_default();
         let from = tail.map_or(0, |lines| start_of_last_lines(log, lines));
         Ok((id, from))
     }
@@ -299,10 +277,7 @@ impl Model {
 
     pub(crate) fn subscribe(&mut self, selector: &Selector) -> UnboundedReceiver<Result<RuntimeEvent>> {
         let (events, receiver) = unbounded();
-        self.subscribers.push(Subscriber {
-            selector: selector.clone(),
-            events,
-        });
+        self.subscribers.push(Subscriber { selector: selector.clone(), events });
         receiver
     }
 
@@ -315,19 +290,14 @@ impl Model {
             if !subscriber.selector.matches(labels) {
                 return !subscriber.events.is_closed();
             }
-            let event = ContainerEvent {
-                id: id.clone(),
-                labels: labels.clone(),
-                change,
-            };
+            let event = ContainerEvent { id: id.clone(), labels: labels.clone(), change };
             let event = Ok(RuntimeEvent::Container(event));
             subscriber.events.unbounded_send(event).is_ok()
         });
     }
 
     pub(crate) fn tell_gap(&mut self) {
-        self.subscribers
-            .retain(|subscriber| subscriber.events.unbounded_send(Ok(RuntimeEvent::Gap)).is_ok());
+        self.subscribers.retain(|subscriber| subscriber.events.unbounded_send(Ok(RuntimeEvent::Gap)).is_ok());
     }
 
     /// Ends every event stream with an error.
@@ -361,12 +331,8 @@ impl Simulated {
 }
 
 fn start_of_last_lines(log: &[u8], lines: u32) -> usize {
-    let wanted: usize = log
-        .rsplit(|byte| *byte == b'\n')
-        .skip(1)
-        .take(lines as usize)
-        .map(|line| line.len() + 1)
-        .sum();
+    let wanted: usize =
+        log.rsplit(|byte| *byte == b'\n').skip(1).take(lines as usize).map(|line| line.len() + 1).sum();
     log.len() - wanted
 }
 

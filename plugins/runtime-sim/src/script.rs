@@ -53,12 +53,7 @@ pub enum Containers {
 impl Script {
     /// Chooses calls to strike, made from now on.
     pub fn on(&self, op: Op) -> Calls<'_> {
-        Calls {
-            script: self,
-            op,
-            container: None,
-            which: Which::All,
-        }
+        Calls { script: self, op, container: None, which: Which::All }
     }
 
     /// Lets all calls be again.
@@ -73,36 +68,22 @@ impl Script {
 
     /// Every container, in the order of creation.
     pub fn containers(&self) -> Vec<Container> {
-        self.0
-            .see(|model| model.all().map(|(id, found)| found.seen(id)).collect())
+        self.0.see(|model| model.all().map(|(id, found)| found.seen(id)).collect())
     }
 
     /// What a container was made of.
     pub fn spec(&self, name: &ContainerName) -> Option<ContainerSpec> {
-        self.0
-            .see(|model| Some(model.find(&name.clone().into())?.1.spec.clone()))
+        self.0.see(|model| Some(model.find(&name.clone().into())?.1.spec.clone()))
     }
 
     /// Ends a running container's first process, as by itself.
     pub fn exit(&self, name: &ContainerName, code: i32) {
-        self.end(
-            name,
-            Exit {
-                code: Some(code),
-                oom: false,
-            },
-        );
+        self.end(name, Exit { code: Some(code), oom: false });
     }
 
     /// The kernel kills a running container for memory.
     pub fn run_out_of_memory(&self, name: &ContainerName) {
-        self.end(
-            name,
-            Exit {
-                code: Some(137),
-                oom: true,
-            },
-        );
+        self.end(name, Exit { code: Some(137), oom: true });
     }
 
     fn end(&self, name: &ContainerName, exit: Exit) {
@@ -135,17 +116,8 @@ impl Script {
     }
 
     fn limit_life(&self, container: Option<ContainerName>, after: Duration, code: i32) {
-        let exit = Exit {
-            code: Some(code),
-            oom: false,
-        };
-        self.0.change(|model| {
-            model.lifetimes.push(Lifetime {
-                container,
-                after,
-                exit,
-            })
-        });
+        let exit = Exit { code: Some(code), oom: false };
+        self.0.change(|model| model.lifetimes.push(Lifetime { container, after, exit }));
     }
 
     /// The image is present.
@@ -165,8 +137,7 @@ impl Script {
 
     /// Somebody else has this host port, at all its addresses.
     pub fn take_port(&self, port: &PortMapping) {
-        self.0
-            .change(|model| model.taken_ports.insert((port.protocol, port.host)));
+        self.0.change(|model| model.taken_ports.insert((port.protocol, port.host)));
     }
 
     /// Ends every event stream with an error.
@@ -251,13 +222,7 @@ impl Calls<'_> {
     }
 
     fn suffers(self, fault: Fault) {
-        let rule = Rule {
-            op: self.op,
-            container: self.container,
-            which: self.which,
-            fault,
-            met: 0,
-        };
+        let rule = Rule { op: self.op, container: self.container, which: self.which, fault, met: 0 };
         self.script.0.change(|model| model.rules.push(rule));
     }
 }

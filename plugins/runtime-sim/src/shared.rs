@@ -22,10 +22,7 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(model: Model) -> Self {
-        Self {
-            model: Mutex::new(model),
-            changed: watch::Sender::new(()),
-        }
+        Self { model: Mutex::new(model), changed: watch::Sender::new(()) }
     }
 
     /// Looks at the model.
@@ -60,10 +57,7 @@ impl Shared {
             tokio::time::sleep(struck.delay).await;
         }
         instead(struck.before, op).await?;
-        Ok(Call {
-            op,
-            after: struck.after,
-        })
+        Ok(Call { op, after: struck.after })
     }
 
     /// What a call does in the engine.
@@ -105,11 +99,12 @@ impl Call {
     }
 }
 
+#[expect(clippy::panic, reason = "a script asked for it")]
 async fn instead(instead: Option<Instead>, op: Op) -> Result<()> {
     match instead {
         None => Ok(()),
         Some(Instead::Fail(kind)) => Err(PluginError::new(kind, format!("{op:?} was made to fail"))),
         Some(Instead::Hang) => std::future::pending().await,
-        Some(Instead::Panic) => std::panic::panic_any(format!("{op:?} was made to panic")),
+        Some(Instead::Panic) => panic!("{op:?} was made to panic"),
     }
 }

@@ -36,10 +36,7 @@ impl Fixture for Simulated {
 
 #[tokio::test(start_paused = true)]
 async fn it_does_what_every_runtime_must_do() {
-    let sim = Sim::new(Config {
-        images: Some(vec![IMAGE.parse().unwrap()]),
-        ..Config::default()
-    });
+    let sim = Sim::new(Config { images: Some(vec![IMAGE.parse().unwrap()]), ..Config::default() });
     sim.script().publish_image(&PULLABLE.parse().unwrap());
     let report = run("sim", &Simulated(sim)).await;
     println!("{report}");

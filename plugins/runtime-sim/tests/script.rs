@@ -51,12 +51,7 @@ fn spec(text: &str) -> ContainerSpec {
 }
 
 fn port() -> PortMapping {
-    PortMapping {
-        host_ip: [0, 0, 0, 0].into(),
-        host: 20_000,
-        container: 32262,
-        protocol: Protocol::Tcp,
-    }
+    PortMapping { host_ip: [0, 0, 0, 0].into(), host: 20_000, container: 32262, protocol: Protocol::Tcp }
 }
 
 async fn started(sim: &Sim, text: &str) {
@@ -69,10 +64,7 @@ async fn state(sim: &Sim, text: &str) -> Option<ContainerState> {
 }
 
 fn exited(code: i32) -> Option<ContainerState> {
-    Some(ContainerState::Exited(Exit {
-        code: Some(code),
-        oom: false,
-    }))
+    Some(ContainerState::Exited(Exit { code: Some(code), oom: false }))
 }
 
 #[tokio::test]
@@ -80,19 +72,11 @@ async fn only_the_nth_call_fails_and_it_has_no_effect() {
     let sim = sim();
     let script = sim.script();
     script.on(Op::Create).nth(2).fails(ErrorKind::Exhausted);
-    for (text, expected) in [
-        ("one", None),
-        ("two", Some(ErrorKind::Exhausted)),
-        ("three", None),
-    ] {
+    for (text, expected) in [("one", None), ("two", Some(ErrorKind::Exhausted)), ("three", None)] {
         let created = sim.create(&spec(text)).await;
         assert_eq!(created.err().map(|error| error.kind()), expected, "{text}");
     }
-    let names: Vec<_> = script
-        .containers()
-        .into_iter()
-        .map(|container| container.name)
-        .collect();
+    let names: Vec<_> = script.containers().into_iter().map(|container| container.name).collect();
     assert_eq!(names, ["one", "three"]);
     assert_eq!(script.calls(Op::Create), 3);
     assert_eq!(script.spec(&name("one")).unwrap().image.as_str(), "a/b:c");
@@ -102,10 +86,7 @@ async fn only_the_nth_call_fails_and_it_has_no_effect() {
 async fn a_fault_can_be_meant_for_one_container_and_taken_back() {
     let sim = sim();
     let script = sim.script();
-    script
-        .on(Op::Start)
-        .of(&name("unlucky"))
-        .fails(ErrorKind::Internal);
+    script.on(Op::Start).of(&name("unlucky")).fails(ErrorKind::Internal);
     let id = sim.create(&spec("unlucky")).await.unwrap();
     started(&sim, "lucky").await;
     // By whatever it is called.
@@ -119,10 +100,7 @@ async fn a_fault_can_be_meant_for_one_container_and_taken_back() {
 async fn a_lost_answer_does_not_undo_the_effect() {
     let sim = sim();
     sim.script().on(Op::Create).answer_is_lost(ErrorKind::Unavailable);
-    assert_eq!(
-        sim.create(&spec("one")).await.unwrap_err().kind(),
-        ErrorKind::Unavailable
-    );
+    assert_eq!(sim.create(&spec("one")).await.unwrap_err().kind(), ErrorKind::Unavailable);
     assert_eq!(state(&sim, "one").await, Some(ContainerState::Created));
 }
 
@@ -175,15 +153,8 @@ async fn running_out_of_memory_and_a_strangers_removal_are_told() {
     let mut events = sim.events(&Selector::default()).await.unwrap();
     sim.script().run_out_of_memory(&name("one"));
     sim.script().remove(&name("one"));
-    let exit = Exit {
-        code: Some(137),
-        oom: true,
-    };
-    for expected in [
-        ContainerChange::Oom,
-        ContainerChange::Exited(exit),
-        ContainerChange::Removed,
-    ] {
+    let exit = Exit { code: Some(137), oom: true };
+    for expected in [ContainerChange::Oom, ContainerChange::Exited(exit), ContainerChange::Removed] {
         let Some(Some(Ok(RuntimeEvent::Container(event)))) = events.next().now_or_never() else {
             panic!("nothing was told instead of {expected:?}");
         };
@@ -199,10 +170,7 @@ async fn streams_are_cut_and_gaps_are_told() {
     sim.script().tell_gap();
     sim.script().cut_events();
     assert!(matches!(events.next().await, Some(Ok(RuntimeEvent::Gap))));
-    assert_eq!(
-        events.next().await.unwrap().unwrap_err().kind(),
-        ErrorKind::Unavailable
-    );
+    assert_eq!(events.next().await.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
     assert!(events.next().await.is_none());
 }
 
@@ -221,17 +189,11 @@ async fn a_restart_does_to_containers_what_is_said() {
         script.go_down();
         assert!(events.next().await.unwrap().is_err());
         assert_eq!(sim.health().await.unwrap_err().kind(), ErrorKind::Unavailable);
-        assert_eq!(
-            sim.list(&Selector::default()).await.unwrap_err().kind(),
-            ErrorKind::Unavailable
-        );
+        assert_eq!(sim.list(&Selector::default()).await.unwrap_err().kind(), ErrorKind::Unavailable);
         script.come_up(containers);
         assert_eq!(state(&sim, "one").await, expected, "{containers:?}");
         assert!(sim.started_at().await.unwrap() > before);
-        assert!(
-            events.next().await.is_none(),
-            "the old stream told of the new engine"
-        );
+        assert!(events.next().await.is_none(), "the old stream told of the new engine");
     }
 }
 
@@ -241,37 +203,21 @@ async fn images_and_ports_can_be_missing() {
     let script = sim.script();
     let image = "a/b:c".parse().unwrap();
     script.remove_image(&image);
-    assert_eq!(
-        sim.create(&spec("one")).await.unwrap_err().kind(),
-        ErrorKind::NotFound
-    );
-    assert_eq!(
-        sim.pull(&image, &|_| ()).await.unwrap_err().kind(),
-        ErrorKind::NotFound
-    );
+    assert_eq!(sim.create(&spec("one")).await.unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(sim.pull(&image, &|_| ()).await.unwrap_err().kind(), ErrorKind::NotFound);
     script.publish_image(&image);
     sim.pull(&image, &|_| ()).await.unwrap();
 
     script.take_port(&port());
-    sim.create(&ContainerSpec {
-        ports: vec![port()],
-        ..spec("one")
-    })
-    .await
-    .unwrap();
-    assert_eq!(
-        sim.start(&named("one")).await.unwrap_err().kind(),
-        ErrorKind::AddressInUse
-    );
+    sim.create(&ContainerSpec { ports: vec![port()], ..spec("one") }).await.unwrap();
+    assert_eq!(sim.start(&named("one")).await.unwrap_err().kind(), ErrorKind::AddressInUse);
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_application_answers_the_host() {
-    for (command, announced_after) in [
-        ("", Some(SECOND / 10)),
-        ("slow-ready 3000", Some(SECOND * 4)),
-        ("never-ready", None),
-    ] {
+    for (command, announced_after) in
+        [("", Some(SECOND / 10)), ("slow-ready 3000", Some(SECOND * 4)), ("never-ready", None)]
+    {
         let (sim, directory) = (sim(), tempfile::tempdir().unwrap());
         let announcement = directory.path().join("done_sleeping_until_X_clients");
         let mappings = Mount {
@@ -281,13 +227,7 @@ async fn the_application_answers_the_host() {
             propagation: Propagation::Private,
         };
         let command = command.split_whitespace().map(str::to_owned).collect();
-        sim.create(&ContainerSpec {
-            command,
-            mounts: vec![mappings],
-            ..spec("one")
-        })
-        .await
-        .unwrap();
+        sim.create(&ContainerSpec { command, mounts: vec![mappings], ..spec("one") }).await.unwrap();
         sim.start(&named("one")).await.unwrap();
         tokio::time::sleep(SECOND * 60).await;
         assert!(!announcement.exists(), "it did not wait");
@@ -315,15 +255,9 @@ async fn nothing_goes_on_when_it_is_dropped() {
 #[tokio::test]
 async fn the_plugin_is_built_from_its_section() {
     let plugin = runtime_sim::plugin();
-    let context = Context {
-        state_dir: PathBuf::new(),
-        local: true,
-    };
+    let context = Context { state_dir: PathBuf::new(), local: true };
     let section = json!({ "images": [] });
     let runtime = plugin.build(&section, context).await.unwrap();
-    assert_eq!(
-        runtime.create(&spec("one")).await.unwrap_err().kind(),
-        ErrorKind::NotFound
-    );
+    assert_eq!(runtime.create(&spec("one")).await.unwrap_err().kind(), ErrorKind::NotFound);
     assert!(plugin.check(&json!({ "image": [] })).is_err());
 }

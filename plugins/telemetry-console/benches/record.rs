@@ -1,9 +1,5 @@
 //! What a record costs its caller, and how fast lines are written: `cargo bench -p telemetry-console`.
-#![allow(
-    clippy::print_stdout,
-    clippy::unwrap_used,
-    reason = "a benchmark prints, and may panic"
-)]
+#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and may panic")]
 
 use std::{
     hint::black_box,
@@ -57,23 +53,14 @@ fn calls(name: &str, queue: usize, sink: impl io::Write + Send + 'static, calls:
     }
     took.sort_unstable();
     let at = |permille: usize| took[took.len() * permille / 1000];
-    println!(
-        "{name:34} {:7} {:7} {:7} {:8}",
-        at(500),
-        at(990),
-        at(999),
-        console.dropped()
-    );
+    println!("{name:34} {:7} {:7} {:7} {:8}", at(500), at(990), at(999), console.dropped());
 }
 
 fn throughput(name: &str, look: Look) {
     let file = std::fs::File::create("/dev/null").unwrap();
     let console = Console::new(file, look, CALLS).unwrap();
     let record = record();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let begun = Instant::now();
     for _ in 0..CALLS {
         console.record(&record);

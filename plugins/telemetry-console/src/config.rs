@@ -17,10 +17,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         const QUEUE: NonZeroU32 = NonZeroU32::new(8192).unwrap();
-        Self {
-            format: Format::default(),
-            queue: QUEUE,
-        }
+        Self { format: Format::default(), queue: QUEUE }
     }
 }
 

@@ -90,14 +90,8 @@ mod tests {
     #[test]
     fn what_commands_a_terminal_or_ends_a_line_is_written_out() {
         let mut line = String::new();
-        push(
-            &mut line,
-            "a\x1b[2Jb\r\nc\u{9b}31md\u{202e}e\u{2028}f\tg\0h\u{7f}",
-        );
-        assert_eq!(
-            line,
-            r"a\u{1b}[2Jb\r\nc\u{9b}31md\u{202e}e\u{2028}f\tg\u{0}h\u{7f}"
-        );
+        push(&mut line, "a\x1b[2Jb\r\nc\u{9b}31md\u{202e}e\u{2028}f\tg\0h\u{7f}");
+        assert_eq!(line, r"a\u{1b}[2Jb\r\nc\u{9b}31md\u{202e}e\u{2028}f\tg\u{0}h\u{7f}");
     }
 
     #[test]

@@ -99,11 +99,7 @@ impl Console {
         let (send, receive) = mpsc::channel(queue);
         let dropped = Arc::new(AtomicU64::new(0));
         let writer = Writer::new(receive, look, sink, Arc::clone(&dropped));
-        Ok(Self {
-            queue: send,
-            _thread: Thread::start(|| writer.run())?,
-            dropped,
-        })
+        Ok(Self { queue: send, _thread: Thread::start(|| writer.run())?, dropped })
     }
 }
 
@@ -123,14 +119,10 @@ impl Telemetry for Console {
         };
         match timeout(deadline, through).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(PluginError::new(
-                ErrorKind::Internal,
-                "the console's thread has ended",
-            )),
-            Err(_) => Err(PluginError::new(
-                ErrorKind::Timeout,
-                "standard error did not take every record in time",
-            )),
+            Ok(Err(_)) => Err(PluginError::new(ErrorKind::Internal, "the console's thread has ended")),
+            Err(_) => {
+                Err(PluginError::new(ErrorKind::Timeout, "standard error did not take every record in time"))
+            }
         }
     }
 
@@ -153,9 +145,7 @@ impl Thread {
             work();
             drop(hang_up);
         })?;
-        Ok(Self {
-            ended: Mutex::new(ended),
-        })
+        Ok(Self { ended: Mutex::new(ended) })
     }
 }
 

@@ -30,10 +30,7 @@ const MANDELBOX_COLOURS: [AnsiColor; 6] = [
 
 /// Appends the record and a line end.
 pub(crate) fn push(text: &mut Vec<u8>, record: &Record, colour: bool) {
-    let mut line = Line {
-        text: String::with_capacity(160),
-        colour,
-    };
+    let mut line = Line { text: String::with_capacity(160), colour };
     line.record(record);
     line.text.push('\n');
     text.extend_from_slice(line.text.as_bytes());
@@ -48,19 +45,13 @@ impl Line {
     fn record(&mut self, record: &Record) {
         self.styled(dim(), |text| text.push_str(&clock::time_of_day(record.at)));
         self.text.push(' ');
-        self.styled(level_style(record.level), |text| {
-            text.push_str(level_name(record.level))
-        });
+        self.styled(level_style(record.level), |text| text.push_str(level_name(record.level)));
         if let Some(Value::String(id)) = record.fields.get(MANDELBOX) {
             self.text.push(' ');
             self.styled(mandelbox_style(id), |text| escape::push(text, id));
         }
         self.text.push(' ');
-        let message = if record.level >= Level::Warn {
-            bold()
-        } else {
-            Style::new()
-        };
+        let message = if record.level >= Level::Warn { bold() } else { Style::new() };
         self.styled(message, |text| escape::push(text, &record.message));
         for (name, value) in &record.fields {
             if name != MANDELBOX || !value.is_string() {
@@ -158,8 +149,6 @@ fn quote(text: &mut String, words: &str) {
 
 fn json(value: &Value) -> String {
     let mut text = Vec::new();
-    value
-        .serialize(&mut serde_json::Serializer::with_formatter(&mut text, Harmless))
-        .ok();
+    value.serialize(&mut serde_json::Serializer::with_formatter(&mut text, Harmless)).ok();
     String::from_utf8_lossy(&text).into_owned()
 }

@@ -150,10 +150,7 @@ impl<W: Write> Writer<W> {
         };
         self.push(&record);
         if self.output.write(&self.batch) == 0 {
-            self.told = Told {
-                count: dropped,
-                at: Some(Instant::now()),
-            };
+            self.told = Told { count: dropped, at: Some(Instant::now()) };
         }
         self.batch.clear();
     }

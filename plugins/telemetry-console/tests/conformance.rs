@@ -45,11 +45,7 @@ impl Screen {
 impl Write for Screen {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let state = self.0.state.lock().unwrap();
-        let mut state = self
-            .0
-            .changed
-            .wait_while(state, |state| state.mood == Mood::Stalls)
-            .unwrap();
+        let mut state = self.0.changed.wait_while(state, |state| state.mood == Mood::Stalls).unwrap();
         if state.mood == Mood::Refuses {
             return Err(io::ErrorKind::BrokenPipe.into());
         }

@@ -135,10 +135,7 @@ async fn a_non_blocking_terminal_loses_nothing() {
         console.record(&record(message));
     }
     console.flush(PATIENCE).await.unwrap();
-    assert_eq!(
-        messages(&String::from_utf8(text.lock().unwrap().clone()).unwrap()),
-        sent
-    );
+    assert_eq!(messages(&String::from_utf8(text.lock().unwrap().clone()).unwrap()), sent);
 }
 
 /// A disk that becomes full in the middle of a line, and has room again.
@@ -154,11 +151,7 @@ impl Write for FullAfter {
             self.refused = true;
             return Err(io::ErrorKind::StorageFull.into());
         }
-        let taken = if self.refused {
-            bytes.len()
-        } else {
-            bytes.len().min(self.room)
-        };
+        let taken = if self.refused { bytes.len() } else { bytes.len().min(self.room) };
         self.room = self.room.saturating_sub(taken);
         self.text.lock().unwrap().extend_from_slice(&bytes[..taken]);
         Ok(taken)
@@ -172,11 +165,7 @@ impl Write for FullAfter {
 #[tokio::test]
 async fn a_torn_line_does_not_spoil_the_next_one() {
     let text = Arc::default();
-    let sink = FullAfter {
-        room: 30,
-        text: Arc::clone(&text),
-        refused: false,
-    };
+    let sink = FullAfter { room: 30, text: Arc::clone(&text), refused: false };
     let console = Console::new(sink, Look::Pretty { colour: false }, 10).unwrap();
     console.record(&record("a line that is longer than the room there is"));
     console.flush(PATIENCE).await.unwrap();
@@ -184,10 +173,7 @@ async fn a_torn_line_does_not_spoil_the_next_one() {
     console.flush(PATIENCE).await.unwrap();
     let text = String::from_utf8(text.lock().unwrap().clone()).unwrap();
     let lines: Vec<_> = text.lines().collect();
-    assert!(
-        lines[1].ends_with("WARN records were dropped records=1 since_start=1"),
-        "{text}"
-    );
+    assert!(lines[1].ends_with("WARN records were dropped records=1 since_start=1"), "{text}");
     assert!(lines[2].ends_with("INFO next"), "{text}");
     assert_eq!(lines.len(), 3, "{text}");
     assert_eq!(console.dropped(), 1);

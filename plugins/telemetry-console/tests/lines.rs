@@ -37,18 +37,13 @@ fn written(look: Look, records: impl IntoIterator<Item = Record>) -> String {
     for record in records {
         console.record(&Arc::new(record));
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(console.flush(Duration::from_secs(10))).unwrap();
     String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap()
 }
 
 fn record(level: Level, message: &str, fields: Value) -> Record {
-    let Value::Object(fields) = fields else {
-        panic!("fields are an object")
-    };
+    let Value::Object(fields) = fields else { panic!("fields are an object") };
     Record {
         at: SystemTime::UNIX_EPOCH + Duration::from_micros(1_633_366_678_649_123),
         level,
@@ -87,10 +82,7 @@ fn a_line_for_people_has_time_level_mandelbox_message_and_fields() {
 
 #[test]
 fn colours_add_nothing_but_colours() {
-    let coloured = written(
-        COLOURED,
-        [record(Level::Warn, "slow", json!({"mandelbox": "m-1", "ms": 12}))],
-    );
+    let coloured = written(COLOURED, [record(Level::Warn, "slow", json!({"mandelbox": "m-1", "ms": 12}))]);
     let plain = "16:57:58.649  WARN m-1 slow ms=12\n";
     assert!(coloured.contains("\x1b[1m\x1b[33m WARN\x1b[0m"), "{coloured:?}");
     assert_eq!(anstream::adapter::strip_str(&coloured).to_string(), plain);
@@ -121,10 +113,7 @@ fn a_line_for_machines_has_every_key() {
         capacity: 1,
     };
     let fields = json!({"mandelbox": "m-1", "ports": {"32262": 1025}});
-    let record = Record {
-        instance: Some(Arc::new(facts)),
-        ..record(Level::Warn, "slow", fields.clone())
-    };
+    let record = Record { instance: Some(Arc::new(facts)), ..record(Level::Warn, "slow", fields.clone()) };
     let line: Value = serde_json::from_str(&written(Look::Json, [record])).unwrap();
     assert_eq!(
         line,

@@ -44,10 +44,7 @@ pub(crate) fn fork(wanted: u32) -> io::Result<Json> {
 }
 
 fn child(input: &PipeReader) -> io::Result<Child> {
-    Command::new("/proc/self/exe")
-        .arg(IDLE)
-        .stdin(input.try_clone()?)
-        .spawn()
+    Command::new("/proc/self/exe").arg(IDLE).stdin(input.try_clone()?).spawn()
 }
 
 /// The life of one of [`fork`]'s children.

@@ -35,12 +35,7 @@ pub(crate) struct Behaviour {
 
 impl Default for Behaviour {
     fn default() -> Self {
-        Self {
-            exit_at_once: None,
-            announce: Announce::AtOnce,
-            heeds_sigterm: true,
-            symlinks_to: None,
-        }
+        Self { exit_at_once: None, announce: Announce::AtOnce, heeds_sigterm: true, symlinks_to: None }
     }
 }
 
@@ -92,14 +87,8 @@ mod tests {
     fn words_take_their_parameter_or_a_default() {
         assert_eq!(parse("exit-at-once").unwrap().exit_at_once, Some(1));
         assert_eq!(parse("exit-at-once 7").unwrap().exit_at_once, Some(7));
-        assert_eq!(
-            parse("slow-ready 20").unwrap().announce,
-            Announce::After(Duration::from_millis(20))
-        );
-        assert_eq!(
-            parse("symlink-attack ../..").unwrap().symlinks_to,
-            Some("../..".into())
-        );
+        assert_eq!(parse("slow-ready 20").unwrap().announce, Announce::After(Duration::from_millis(20)));
+        assert_eq!(parse("symlink-attack ../..").unwrap().symlinks_to, Some("../..".into()));
     }
 
     #[test]

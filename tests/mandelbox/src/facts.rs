@@ -26,10 +26,7 @@ pub(crate) fn all(mappings: &Mappings) -> Json {
 fn given(mappings: &Mappings) -> Vec<(&'static str, Json)> {
     let aes_key = variable("MANDELBOX_KEY_VARIABLE", "FRACTAL_AES_KEY");
     let is_key = aes_key.as_deref().is_some_and(is_32_hex_digits);
-    let ports = mappings
-        .host_ports()
-        .into_iter()
-        .map(|(name, port)| (name, Json::from(port)));
+    let ports = mappings.host_ports().into_iter().map(|(name, port)| (name, Json::from(port)));
     vec![
         ("id", id().into()),
         ("hostname", hostname().into()),
@@ -41,10 +38,7 @@ fn given(mappings: &Mappings) -> Vec<(&'static str, Json)> {
         ("aes_key", aes_key.into()),
         ("aes_key_is_32_hex_digits", is_key.into()),
         ("env_names", env_names().into()),
-        (
-            "nvidia_visible_devices",
-            env::var("NVIDIA_VISIBLE_DEVICES").ok().into(),
-        ),
+        ("nvidia_visible_devices", env::var("NVIDIA_VISIBLE_DEVICES").ok().into()),
         ("stdin_is_tty", io::stdin().is_terminal().into()),
     ]
 }
@@ -66,10 +60,7 @@ fn confinement() -> Vec<(&'static str, Json)> {
 fn limits() -> Vec<(&'static str, Json)> {
     vec![
         ("memory_limit_bytes", memory_limit_bytes().into()),
-        (
-            "pids_limit",
-            kernel::cgroup_value("pids", "pids.max", "pids.max").into(),
-        ),
+        ("pids_limit", kernel::cgroup_value("pids", "pids.max", "pids.max").into()),
         ("cpu_shares", kernel::cgroup_value("cpu", "cpu.shares", "").into()),
         ("cpu_weight", kernel::cgroup_value("", "", "cpu.weight").into()),
         ("mounts", kernel::mounts().into()),
@@ -98,9 +89,8 @@ fn first_line(path: &str) -> Option<String> {
 }
 
 fn env_names() -> Vec<String> {
-    let mut names: Vec<String> = env::vars_os()
-        .map(|(name, _)| name.to_string_lossy().into_owned())
-        .collect();
+    let mut names: Vec<String> =
+        env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned()).collect();
     names.sort();
     names
 }

@@ -35,11 +35,7 @@ impl Request {
         let mut words = line.split_whitespace();
         let (method, target) = (words.next()?, words.next()?);
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        Some(Self {
-            method: method.into(),
-            path: path.into(),
-            query: query.into(),
-        })
+        Some(Self { method: method.into(), path: path.into(), query: query.into() })
     }
 
     /// A number in the query; `None` when it is not there or not a number.
@@ -83,10 +79,7 @@ mod tests {
     #[test]
     fn a_query_is_taken_apart() {
         let request = Request::parse("POST /exit?a=b&code=3 HTTP/1.1\r\n").unwrap();
-        assert_eq!(
-            (request.method.as_str(), request.path.as_str()),
-            ("POST", "/exit")
-        );
+        assert_eq!((request.method.as_str(), request.path.as_str()), ("POST", "/exit"));
         assert_eq!(request.number("code"), Some(3));
         assert_eq!(request.number("a"), None);
         assert_eq!(request.number("c"), None);

@@ -20,12 +20,7 @@ impl Status {
     /// A field's first word: `0000000000000000` for `CapEff`.
     pub(crate) fn word(&self, field: &str) -> Option<&str> {
         let mut lines = self.0.lines();
-        lines.find_map(|line| {
-            line.strip_prefix(field)?
-                .strip_prefix(':')?
-                .split_whitespace()
-                .next()
-        })
+        lines.find_map(|line| line.strip_prefix(field)?.strip_prefix(':')?.split_whitespace().next())
     }
 
     pub(crate) fn number(&self, field: &str) -> Option<i64> {
@@ -38,9 +33,7 @@ pub(crate) fn cgroup_value(controller: &str, v1_file: &str, v2_file: &str) -> Op
     // Version 1 says "unlimited" with the largest multiple of the page size.
     const UNLIMITED_FROM: i64 = 1 << 62;
     let memberships = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let mut paths = memberships
-        .lines()
-        .flat_map(|line| cgroup_files(line, controller, v1_file, v2_file));
+    let mut paths = memberships.lines().flat_map(|line| cgroup_files(line, controller, v1_file, v2_file));
     let text = paths.find_map(|path| fs::read_to_string(path).ok())?;
     text.trim().parse().ok().filter(|value| *value < UNLIMITED_FROM)
 }
@@ -59,10 +52,7 @@ fn cgroup_files(membership: &str, controller: &str, v1_file: &str, v2_file: &str
     } else {
         return Vec::new();
     };
-    vec![
-        mount.join(path.trim_start_matches('/')).join(file),
-        mount.join(file),
-    ]
+    vec![mount.join(path.trim_start_matches('/')).join(file), mount.join(file)]
 }
 
 /// Every mount, with its size where it is a tmpfs.
@@ -74,18 +64,11 @@ pub(crate) fn mounts() -> Vec<Json> {
 fn mount(line: &str) -> Option<Json> {
     let mut fields = line.split(' ').skip(1);
     let (target, kind, options) = (fields.next()?, fields.next()?, fields.next()?);
-    let size = if kind == "tmpfs" {
-        size_of_file_system(target)
-    } else {
-        None
-    };
+    let size = if kind == "tmpfs" { size_of_file_system(target) } else { None };
     Some(Json::object([
         ("target", Json::from(target)),
         ("type", Json::from(kind)),
-        (
-            "read_only",
-            Json::from(options.split(',').any(|option| option == "ro")),
-        ),
+        ("read_only", Json::from(options.split(',').any(|option| option == "ro"))),
         ("size_bytes", Json::from(size)),
     ]))
 }
@@ -101,10 +84,7 @@ pub(crate) fn devices() -> Vec<Json> {
     collect_devices(Path::new("/dev"), &mut paths);
     paths.sort();
     let device = |path: &PathBuf| {
-        Json::object([
-            ("path", Json::from(path.display().to_string())),
-            ("opens", Json::from(opens(path))),
-        ])
+        Json::object([("path", Json::from(path.display().to_string())), ("opens", Json::from(opens(path)))])
     };
     paths.iter().map(device).collect()
 }
@@ -128,11 +108,7 @@ fn opens(path: &Path) -> Option<bool> {
     let name = path.to_str()?;
     GIVEN.iter().any(|prefix| name.starts_with(prefix)).then(|| {
         let flags = i32::try_from((OFlags::NONBLOCK | OFlags::NOCTTY).bits()).unwrap_or_default();
-        OpenOptions::new()
-            .read(true)
-            .custom_flags(flags)
-            .open(path)
-            .is_ok()
+        OpenOptions::new().read(true).custom_flags(flags).open(path).is_ok()
     })
 }
 
@@ -147,10 +123,7 @@ mod tests {
     #[test]
     fn version_1_lies_under_its_controller() {
         let files = memory_files("7:memory:/docker/abc");
-        assert_eq!(
-            files[0],
-            Path::new("/sys/fs/cgroup/memory/docker/abc/memory.limit_in_bytes")
-        );
+        assert_eq!(files[0], Path::new("/sys/fs/cgroup/memory/docker/abc/memory.limit_in_bytes"));
         assert_eq!(files[1], Path::new("/sys/fs/cgroup/memory/memory.limit_in_bytes"));
     }
 

@@ -21,17 +21,10 @@ pub(crate) fn end(verdicts: &Sender<Verdict>, verdict: Verdict) {
 /// Returns when the first client has come or none did in time; the listeners go on by themselves.
 pub(crate) fn live(behaviour: &Behaviour, verdicts: &Sender<Verdict>) -> io::Result<()> {
     let mappings = Mappings::from_environment();
-    log(format_args!(
-        "{} waits for .ready in {}",
-        facts::id(),
-        mappings.directory().display()
-    ));
+    log(format_args!("{} waits for .ready in {}", facts::id(), mappings.directory().display()));
     if let Some(target) = &behaviour.symlinks_to {
         mappings.attack(target)?;
-        log(format_args!(
-            "put links to {} in the host's way",
-            target.display()
-        ));
+        log(format_args!("put links to {} in the host's way", target.display()));
     }
     let born = Instant::now();
     mappings.wait_until_ready()?;
@@ -78,10 +71,7 @@ fn open_ports(mappings: &Mappings, verdicts: &Sender<Verdict>) -> io::Result<Rec
     let udp_clients = clients.clone();
     thread::spawn(move || answer_datagrams(&socket, &udp_clients));
     for (name, listener) in listeners {
-        log(format_args!(
-            "listens for {name}/tcp on {}",
-            listener.local_addr()?
-        ));
+        log(format_args!("listens for {name}/tcp on {}", listener.local_addr()?));
         let served = Arc::new((mappings.clone(), verdicts.clone()));
         let clients = clients.clone();
         thread::spawn(move || accept(&listener, &served, &clients));

@@ -52,12 +52,7 @@ fn main() -> ExitCode {
     if words == [abuse::IDLE] {
         return abuse::idle();
     }
-    words.extend(
-        env::var("MANDELBOX_BEHAVIOUR")
-            .unwrap_or_default()
-            .split_whitespace()
-            .map(str::to_owned),
-    );
+    words.extend(env::var("MANDELBOX_BEHAVIOUR").unwrap_or_default().split_whitespace().map(str::to_owned));
     let behaviour = match Behaviour::parse(&words) {
         Ok(behaviour) => behaviour,
         Err(error) => {

@@ -28,9 +28,7 @@ impl Mappings {
     pub(crate) fn from_environment() -> Self {
         let directory =
             env::var_os("MANDELBOX_MAPPINGS").unwrap_or_else(|| "/fractal/resourceMappings".into());
-        Self {
-            directory: directory.into(),
-        }
+        Self { directory: directory.into() }
     }
 
     pub(crate) fn directory(&self) -> &Path {
@@ -53,11 +51,7 @@ impl Mappings {
     /// Looks after the watch has begun and after every event, so that no order of things is missed.
     fn wait_by_inotify(&self) -> io::Result<()> {
         let watcher = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        inotify::add_watch(
-            &watcher,
-            &self.directory,
-            WatchFlags::CREATE | WatchFlags::MOVED_TO,
-        )?;
+        inotify::add_watch(&watcher, &self.directory, WatchFlags::CREATE | WatchFlags::MOVED_TO)?;
         let mut events = [0; 4096];
         while !self.is_ready() {
             poll(&mut [PollFd::new(&watcher, PollFlags::IN)], None)?;
@@ -77,10 +71,7 @@ impl Mappings {
 
     /// A link named `.ready` is this program's own attack, not the host's word.
     fn is_ready(&self) -> bool {
-        self.directory
-            .join(READY)
-            .symlink_metadata()
-            .is_ok_and(|metadata| metadata.is_file())
+        self.directory.join(READY).symlink_metadata().is_ok_and(|metadata| metadata.is_file())
     }
 
     /// Tells the host that the client may come.
@@ -130,12 +121,7 @@ impl Mappings {
         };
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
         names
-            .filter_map(|name| {
-                Some((
-                    name.strip_prefix(HOST_PORT)?.replace('_', "/"),
-                    self.number(&name)?,
-                ))
-            })
+            .filter_map(|name| Some((name.strip_prefix(HOST_PORT)?.replace('_', "/"), self.number(&name)?)))
             .collect()
     }
 }

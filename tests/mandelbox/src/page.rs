@@ -14,10 +14,8 @@ const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;margin:4rem auto;ma
 /// The mandelbox and what it was given; never its key.
 pub(crate) fn render(mappings: &Mappings) -> String {
     let id = escaped(&facts::id());
-    let ports = mappings
-        .host_ports()
-        .into_iter()
-        .map(|(name, port)| row(&name, format_args!("host port {port}")));
+    let ports =
+        mappings.host_ports().into_iter().map(|(name, port)| row(&name, format_args!("host port {port}")));
     let ports: String = ports.collect();
     let tty = row("TTY", optional(mappings.number("tty")));
     let gpu = row("GPU", optional(mappings.number("gpu_index")));
@@ -31,11 +29,7 @@ pub(crate) fn render(mappings: &Mappings) -> String {
 }
 
 fn row(name: &str, value: impl Display) -> String {
-    format!(
-        "<tr><th>{}</th><td>{}</td></tr>",
-        escaped(name),
-        escaped(&value.to_string())
-    )
+    format!("<tr><th>{}</th><td>{}</td></tr>", escaped(name), escaped(&value.to_string()))
 }
 
 fn optional(value: Option<i64>) -> String {
@@ -43,7 +37,5 @@ fn optional(value: Option<i64>) -> String {
 }
 
 fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

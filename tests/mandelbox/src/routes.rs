@@ -35,12 +35,7 @@ pub(crate) fn serve(stream: &TcpStream, mappings: &Mappings, verdicts: &Sender<V
                 answer(stream, "200 OK", TEXT, "eating\n")?;
                 abuse::eat_memory()
             }
-            None => answer(
-                stream,
-                "409 Conflict",
-                TEXT,
-                "there is no memory limit to run into\n",
-            ),
+            None => answer(stream, "409 Conflict", TEXT, "there is no memory limit to run into\n"),
         },
         ("POST", "/fork-bomb") => {
             let children = request.number("n").unwrap_or(100);

@@ -41,11 +41,7 @@ impl Mandelbox {
             .spawn()
             .unwrap();
         let log = BufReader::new(process.stderr.take().unwrap());
-        Self {
-            process,
-            log,
-            directory,
-        }
+        Self { process, log, directory }
     }
 
     fn path(&self, name: &str) -> std::path::PathBuf {
@@ -112,11 +108,7 @@ fn give_files(directory: &Path, timeout: &str) {
 fn request(address: SocketAddr, line: &str) -> String {
     let mut stream = TcpStream::connect_timeout(&address, DEADLINE).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    write!(
-        stream,
-        "{line} HTTP/1.1\r\nHost: box\r\nContent-Length: 4\r\n\r\nbody"
-    )
-    .unwrap();
+    write!(stream, "{line} HTTP/1.1\r\nHost: box\r\nContent-Length: 4\r\n\r\nbody").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer
@@ -146,12 +138,7 @@ fn serves_what_it_was_given_on_all_three_ports() {
         assert_eq!(facts["config_json"], r#"{"dark_mode":true,"note":"<b>"}"#);
         assert_eq!(facts["aes_key"], KEY);
         assert_eq!(facts["aes_key_is_32_hex_digits"], true);
-        assert!(
-            facts["env_names"]
-                .as_array()
-                .unwrap()
-                .contains(&"FRACTAL_AES_KEY".into())
-        );
+        assert!(facts["env_names"].as_array().unwrap().contains(&"FRACTAL_AES_KEY".into()));
         assert_eq!(facts["cap_eff"].as_str().unwrap().len(), 16);
     }
 
@@ -294,11 +281,7 @@ fn slow_ready_announces_late() {
     mandelbox.make_ready();
     let ready = Instant::now();
     mandelbox.line_with("takes its client");
-    assert!(
-        ready.elapsed() >= Duration::from_millis(290),
-        "{:?}",
-        ready.elapsed()
-    );
+    assert!(ready.elapsed() >= Duration::from_millis(290), "{:?}", ready.elapsed());
 }
 
 #[test]
@@ -320,10 +303,7 @@ fn symlink_attack_lays_its_links_and_goes_on() {
     for name in ["config.json", ".ready"] {
         assert_eq!(fs::read_link(mandelbox.path(name)).unwrap(), target);
     }
-    assert_eq!(
-        fs::read_link(mandelbox.path("escape")).unwrap(),
-        Path::new("../..")
-    );
+    assert_eq!(fs::read_link(mandelbox.path("escape")).unwrap(), Path::new("../.."));
 
     // A host that knows its trade replaces the links, and the mandelbox goes on.
     for name in ["config.json", ".ready"] {

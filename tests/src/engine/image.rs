@@ -26,16 +26,8 @@ pub(super) fn archive() -> Result<PathBuf> {
 }
 
 fn make(script: &Path, archive: &Path) -> Result<()> {
-    let output = Command::new(script)
-        .arg(archive)
-        .output()
-        .with_context(|| script.display().to_string())?;
-    ensure!(
-        output.status.success(),
-        "{}: {}",
-        script.display(),
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output = Command::new(script).arg(archive).output().with_context(|| script.display().to_string())?;
+    ensure!(output.status.success(), "{}: {}", script.display(), String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
 
@@ -55,10 +47,7 @@ fn modified(path: &Path) -> Option<SystemTime> {
 
 /// Loads the archive unless `mark` says that this very one has been loaded.
 pub(super) async fn load_once(docker: &Docker, archive: &Path, mark: &Path) -> Result<()> {
-    let version = archive
-        .metadata()
-        .map(version)
-        .with_context(|| archive.display().to_string())?;
+    let version = archive.metadata().map(version).with_context(|| archive.display().to_string())?;
     if fs::read_to_string(mark).is_ok_and(|loaded| loaded == version) {
         return Ok(());
     }
@@ -68,11 +57,7 @@ pub(super) async fn load_once(docker: &Docker, archive: &Path, mark: &Path) -> R
 
 /// Loads the archive.
 pub(super) async fn load(docker: &Docker, archive: &Path) -> Result<()> {
-    let body = bollard::body_full(
-        fs::read(archive)
-            .with_context(|| archive.display().to_string())?
-            .into(),
-    );
+    let body = bollard::body_full(fs::read(archive).with_context(|| archive.display().to_string())?.into());
     let options = ImportImageOptionsBuilder::default().build();
     let answers: Result<Vec<_>, _> = docker.import_image(options, body, None).try_collect().await;
     answers.map(drop).context("cannot load the image")

@@ -23,10 +23,7 @@ impl Visit {
         let home = File::open("/proc/thread-self/ns/net")?;
         let there = File::open(format!("/proc/{process}/ns/net")).context("the engine has ended")?;
         enter(&there).context("cannot enter the engine's network")?;
-        Ok(Self {
-            home,
-            thread: thread::current().id(),
-        })
+        Ok(Self { home, thread: thread::current().id() })
     }
 }
 
@@ -50,8 +47,5 @@ pub(super) fn check_runtime() -> Result<()> {
 }
 
 fn enter(namespace: &File) -> io::Result<()> {
-    Ok(move_into_link_name_space(
-        namespace.as_fd(),
-        Some(LinkNameSpaceType::Network),
-    )?)
+    Ok(move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?)
 }

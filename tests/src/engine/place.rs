@@ -51,10 +51,7 @@ impl Place {
 
     /// Whether a guard, and with it an engine, lives here.
     pub(super) fn is_guarded(&self) -> io::Result<bool> {
-        let guard = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.path("guard"))?;
+        let guard = OpenOptions::new().create(true).append(true).open(self.path("guard"))?;
         Ok(guard.try_lock().is_err())
     }
 
@@ -69,10 +66,8 @@ impl Place {
     /// otherwise let the engine go between two of them.
     pub(super) fn hold_for_runner(&self) -> io::Result<()> {
         let Some(runner) = runner() else { return Ok(()) };
-        let mark = OpenOptions::new()
-            .create_new(true)
-            .write(true)
-            .open(self.path(&format!("runner-{runner}")));
+        let mark =
+            OpenOptions::new().create_new(true).write(true).open(self.path(&format!("runner-{runner}")));
         match mark {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
@@ -80,12 +75,7 @@ impl Place {
         }
         // Its standard input is this very lock, which it thereby shares from its first moment on.
         detached("tail")
-            .args([
-                "--sleep-interval=0.1",
-                "--follow",
-                "/dev/null",
-                &format!("--pid={runner}"),
-            ])
+            .args(["--sleep-interval=0.1", "--follow", "/dev/null", &format!("--pid={runner}")])
             .stdin(self.lease.try_clone()?)
             .spawn()
             .map(drop)
@@ -97,25 +87,15 @@ impl Place {
         fs::write(self.path("guard.sh"), include_str!("guard.sh"))?;
         fs::write(self.path("world.sh"), include_str!("world.sh"))?;
         let mut guard = detached("bash");
-        guard
-            .arg(self.path("guard.sh"))
-            .arg(self.directory())
-            .args(arguments);
+        guard.arg(self.path("guard.sh")).arg(self.directory()).args(arguments);
         guard.stderr(File::create(self.path("dockerd.log"))?);
-        guard
-            .env_clear()
-            .env("PATH", search_path())
-            .spawn()
-            .context("cannot start an engine's guard")
+        guard.env_clear().env("PATH", search_path()).spawn().context("cannot start an engine's guard")
     }
 
     fn clear(&self) -> io::Result<()> {
         for entry in fs::read_dir(&self.directory)? {
             let entry = entry?;
-            if ["lease", "guard", "start"]
-                .iter()
-                .any(|kept| entry.file_name() == *kept)
-            {
+            if ["lease", "guard", "start"].iter().any(|kept| entry.file_name() == *kept) {
                 continue;
             }
             match entry.file_type()?.is_dir() {
@@ -137,10 +117,7 @@ impl Place {
     /// Writes a line to `world.sh`.
     pub(super) fn send_order(&self, order: &str) -> io::Result<()> {
         // Open for reading too, because opening a pipe that nobody reads would wait for a reader.
-        let mut control = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(self.path("control"))?;
+        let mut control = OpenOptions::new().read(true).write(true).open(self.path("control"))?;
         writeln!(control, "{order}")
     }
 
@@ -161,11 +138,7 @@ pub(super) fn search_path() -> OsString {
 /// A command that no signal to the test's process group, and no pipe of the test's, reaches.
 pub(super) fn detached(program: &str) -> Command {
     let mut command = Command::new("setsid");
-    command
-        .arg(program)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+    command.arg(program).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command
 }
 

@@ -14,10 +14,7 @@ async fn nobody_else_may_use_the_socket() {
     let scratch = tempfile::tempdir().unwrap();
     let socket = scratch.path().join("made/for/it/admin.sock");
     let group = rustix::process::getegid().as_raw();
-    let settings = AdminSettings {
-        socket: socket.clone(),
-        group: Some(group.to_string()),
-    };
+    let settings = AdminSettings { socket: socket.clone(), group: Some(group.to_string()) };
     let server = AdminServer::bind(&settings).unwrap();
     let found = fs::metadata(&socket).unwrap();
     assert_eq!((found.mode() & 0o7777, found.gid()), (0o660, group));
@@ -32,10 +29,7 @@ async fn nobody_else_may_use_the_socket() {
 #[tokio::test]
 async fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
     let scratch = tempfile::tempdir().unwrap();
-    let settings = AdminSettings {
-        socket: scratch.path().join("s"),
-        group: None,
-    };
+    let settings = AdminSettings { socket: scratch.path().join("s"), group: None };
     drop(std::os::unix::net::UnixListener::bind(&settings.socket).unwrap());
     let first = AdminServer::bind(&settings).unwrap();
     let refused = || {
@@ -57,10 +51,7 @@ async fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
 
 #[tokio::test]
 async fn a_path_that_no_client_could_use_is_told() {
-    let settings = AdminSettings {
-        socket: PathBuf::from(format!("/{}", "x".repeat(107))),
-        group: None,
-    };
+    let settings = AdminSettings { socket: PathBuf::from(format!("/{}", "x".repeat(107))), group: None };
     let error = AdminServer::bind(&settings).unwrap_err();
     assert!(matches!(error, BindError::TooLong(_)), "{error}");
 }
@@ -68,13 +59,7 @@ async fn a_path_that_no_client_could_use_is_told() {
 #[tokio::test]
 async fn an_unknown_group_is_told() {
     let scratch = tempfile::tempdir().unwrap();
-    let settings = AdminSettings {
-        socket: scratch.path().join("s"),
-        group: Some("no-such-group".into()),
-    };
+    let settings = AdminSettings { socket: scratch.path().join("s"), group: Some("no-such-group".into()) };
     let error = AdminServer::bind(&settings).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "admin.group: this host has no group \"no-such-group\""
-    );
+    assert_eq!(error.to_string(), "admin.group: this host has no group \"no-such-group\"");
 }

@@ -55,16 +55,8 @@ impl World {
     pub(super) async fn new(profile: Profile) -> Self {
         let scratch = tempfile::tempdir().unwrap();
         let socket = scratch.path().join("run/admin.sock");
-        let set = [
-            format!("admin.socket={}", socket.display()),
-            "runtime.plugin=sim".to_owned(),
-        ]
-        .to_vec();
-        let sources = Sources {
-            system_dir: scratch.path().join("etc"),
-            set,
-            ..Sources::default()
-        };
+        let set = [format!("admin.socket={}", socket.display()), "runtime.plugin=sim".to_owned()].to_vec();
+        let sources = Sources { system_dir: scratch.path().join("etc"), set, ..Sources::default() };
         let settings = Arc::new(host_config::load(&sources).unwrap().settings);
         let runtime = Arc::new(Sim::new(runtime_sim::Config::default()));
         let pubsub = Arc::new(MemoryPubSub::new());
@@ -77,11 +69,7 @@ impl World {
             runtime: runtime.clone(),
             pubsub: pubsub.clone(),
             pools: Pools::new(20_000..20_009, Duration::ZERO, 10..12, 3, Instant::now),
-            lobby: Lobby::new(LobbyLimits {
-                max_waiting: 1,
-                wait: LONG,
-                answer_again: LONG,
-            }),
+            lobby: Lobby::new(LobbyLimits { max_waiting: 1, wait: LONG, answer_again: LONG }),
             board: board.clone(),
             drains: drain_orders,
             condition: seen,
@@ -90,11 +78,7 @@ impl World {
         pubsub.register(&facts(), &Heartbeat::default()).await.unwrap();
         let stop = CancellationToken::new();
         let mut server = JoinSet::new();
-        server.spawn(
-            AdminServer::bind(&settings.admin)
-                .unwrap()
-                .run(host.clone(), stop.clone()),
-        );
+        server.spawn(AdminServer::bind(&settings.admin).unwrap().run(host.clone(), stop.clone()));
         Self {
             client: Client::new(&socket),
             host,
@@ -142,19 +126,12 @@ impl World {
         let mut text = String::new();
         stream.read_to_string(&mut text).await.unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        (
-            head.lines().next().unwrap().to_owned(),
-            serde_json::from_str(body).unwrap(),
-        )
+        (head.lines().next().unwrap().to_owned(), serde_json::from_str(body).unwrap())
     }
 
     pub(super) async fn end(mut self) {
         self.stop.cancel();
-        tokio::time::timeout(LONG, self.server.join_next())
-            .await
-            .unwrap()
-            .unwrap()
-            .unwrap();
+        tokio::time::timeout(LONG, self.server.join_next()).await.unwrap().unwrap().unwrap();
         assert!(!self.socket.exists(), "the socket stays");
     }
 }

@@ -153,31 +153,16 @@ impl Model {
         self.drop(id);
         self.past.remove(&id);
         self.opened += 1;
-        let waiting: Vec<usize> = self
-            .data
-            .iter()
-            .filter(|data| data.0 == id)
-            .map(|data| data.1)
-            .collect();
+        let waiting: Vec<usize> = self.data.iter().filter(|data| data.0 == id).map(|data| data.1).collect();
         self.data.retain(|data| data.0 != id);
         let own = || waiting.iter().copied().filter(|&kind| Self::may(kind, user));
         let here = |kind: &usize| {
-            self.sent
-                .iter()
-                .any(|s| s.here && s.told.is_none() && (s.id, s.kind) == (id, *kind))
+            self.sent.iter().any(|s| s.here && s.told.is_none() && (s.id, s.kind) == (id, *kind))
         };
         let has = own().find(here).or_else(|| own().next());
         self.tell("forbidden", |sent| sent.id == id && !Self::may(sent.kind, user));
-        self.tell("already_delivered", |sent| {
-            sent.id == id && Some(sent.kind) != has
-        });
-        let of = Running {
-            port: self.opened,
-            user,
-            has,
-            taken: false,
-            answered: None,
-        };
+        self.tell("already_delivered", |sent| sent.id == id && Some(sent.kind) != has);
+        let of = Running { port: self.opened, user, has, taken: false, answered: None };
         self.boxes.insert(id, of);
     }
 
@@ -192,25 +177,9 @@ impl Model {
 
     fn drop(&mut self, id: usize) {
         self.answer(id, "spin_up_failed");
-        if let Some(Running {
-            answered: Some((told, _)),
-            user,
-            ..
-        }) = self.boxes.remove(&id)
-        {
-            let told = if told.parse::<u16>().is_ok() {
-                "already_delivered".into()
-            } else {
-                told
-            };
-            self.past.insert(
-                id,
-                Past {
-                    told,
-                    user: Some(user),
-                    at: self.now,
-                },
-            );
+        if let Some(Running { answered: Some((told, _)), user, .. }) = self.boxes.remove(&id) {
+            let told = if told.parse::<u16>().is_ok() { "already_delivered".into() } else { told };
+            self.past.insert(id, Past { told, user: Some(user), at: self.now });
         }
     }
 
@@ -220,14 +189,7 @@ impl Model {
         } else if !self.past.contains_key(&id) {
             self.data.retain(|data| data.0 != id);
             self.tell("spin_up_failed", |sent| sent.id == id);
-            self.past.insert(
-                id,
-                Past {
-                    told: "spin_up_failed".into(),
-                    user: None,
-                    at: self.now,
-                },
-            );
+            self.past.insert(id, Past { told: "spin_up_failed".into(), user: None, at: self.now });
         }
     }
 
@@ -244,9 +206,7 @@ impl Model {
         self.past.retain(|_, past| now - past.at < 60);
         self.data.retain(|data| data.2 > now);
         let boxes = self.boxes.clone();
-        self.tell("not_allocated", |sent| {
-            !boxes.contains_key(&sent.id) && now - sent.came >= 60
-        });
+        self.tell("not_allocated", |sent| !boxes.contains_key(&sent.id) && now - sent.came >= 60);
     }
 }
 
@@ -260,16 +220,8 @@ struct Pair {
 
 impl Pair {
     fn new() -> Self {
-        let lobby = Lobby::new(LobbyLimits {
-            max_waiting: 100,
-            ..LIMITS
-        });
-        Self {
-            lobby,
-            model: Model::default(),
-            pendings: Vec::new(),
-            seats: HashMap::new(),
-        }
+        let lobby = Lobby::new(LobbyLimits { max_waiting: 100, ..LIMITS });
+        Self { lobby, model: Model::default(), pendings: Vec::new(), seats: HashMap::new() }
     }
 
     async fn step(&mut self, op: Op) {
@@ -322,21 +274,12 @@ impl Pair {
     fn join(&mut self, id: usize, kind: usize) {
         let (subject, variant) = KINDS[kind];
         let told = self.model.join(id, kind);
-        self.model.sent.push(Sent {
-            id,
-            kind,
-            came: self.model.now,
-            here: true,
-            told,
-        });
+        self.model.sent.push(Sent { id, kind, came: self.model.now, here: true, told });
         match self.lobby.join(request(IDS[id], subject, variant)) {
             Ok(pending) => self.pendings.push(Some(pending)),
             Err(failure) => {
                 self.pendings.push(None);
-                assert_eq!(
-                    self.model.sent.last().unwrap().told.as_deref(),
-                    Some(failure.code())
-                );
+                assert_eq!(self.model.sent.last().unwrap().told.as_deref(), Some(failure.code()));
             }
         }
     }
@@ -350,10 +293,7 @@ impl Pair {
         of.taken |= expected.is_some();
         let data = seat.startup_data().now_or_never();
         let text = data.map(|data| data.json.expose_secret().to_owned());
-        assert_eq!(
-            text,
-            expected.map(|kind| format!("{{\"variant\":{}}}", KINDS[kind].1))
-        );
+        assert_eq!(text, expected.map(|kind| format!("{{\"variant\":{}}}", KINDS[kind].1)));
     }
 
     /// Every client that is still here was told what the model says, and no other.
@@ -364,11 +304,7 @@ impl Pair {
                 Poll::Ready(outcome) => Some(word(outcome)),
                 Poll::Pending => None,
             };
-            assert_eq!(
-                told, self.model.sent[place].told,
-                "request {place}: {:?}",
-                self.model.sent[place]
-            );
+            assert_eq!(told, self.model.sent[place].told, "request {place}: {:?}", self.model.sent[place]);
             if told.is_some() {
                 *slot = None;
             }

@@ -77,11 +77,7 @@ impl Keys {
             serde_json::from_slice(&text).map_err(|source| KeysError::NotAKeySet { path: path(), source })?;
         let found = set.keys.len();
         let keys: Vec<Key> = set.keys.into_iter().filter_map(Key::parse).collect();
-        if keys.is_empty() {
-            Err(KeysError::NoneUsable { path: path(), found })
-        } else {
-            Ok(Self(keys))
-        }
+        if keys.is_empty() { Err(KeysError::NoneUsable { path: path(), found }) } else { Ok(Self(keys)) }
     }
 
     /// The keys that may have signed a token: the one it names, or any of the algorithm when it names none.
@@ -108,10 +104,7 @@ impl Key {
         };
         let common = &jwk.common;
         let same = |named| named == KeyAlgorithm::from(algorithm);
-        let signs = common
-            .public_key_use
-            .as_ref()
-            .is_none_or(|r#use| *r#use == PublicKeyUse::Signature);
+        let signs = common.public_key_use.as_ref().is_none_or(|r#use| *r#use == PublicKeyUse::Signature);
         if !signs || !common.key_algorithm.is_none_or(same) {
             return None;
         }
@@ -120,10 +113,6 @@ impl Key {
             DecodingKeyKind::RsaModulusExponent { n, .. } => n.len() >= SHORTEST_MODULUS_BYTES,
             DecodingKeyKind::SecretOrDer(_) => true,
         };
-        strong.then(|| Self {
-            id: jwk.common.key_id,
-            algorithm,
-            key,
-        })
+        strong.then(|| Self { id: jwk.common.key_id, algorithm, key })
     }
 }

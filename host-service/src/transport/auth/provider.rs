@@ -15,10 +15,9 @@ static PROVIDER: CryptoProvider = CryptoProvider {
     signer_factory: |_, _| Err(Error::from(ErrorKind::UnsupportedAlgorithm)),
     verifier_factory: |algorithm, key| match (algorithm, key.kind()) {
         (Algorithm::RS256, DecodingKeyKind::RsaModulusExponent { .. })
-        | (Algorithm::ES256, DecodingKeyKind::SecretOrDer(_)) => Ok(Box::new(Verifier {
-            algorithm: *algorithm,
-            key: key.clone(),
-        })),
+        | (Algorithm::ES256, DecodingKeyKind::SecretOrDer(_)) => {
+            Ok(Box::new(Verifier { algorithm: *algorithm, key: key.clone() }))
+        }
         _ => Err(Error::from(ErrorKind::InvalidAlgorithm)),
     },
     // Only for making key sets and thumbprints.

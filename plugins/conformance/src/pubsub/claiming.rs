@@ -33,10 +33,7 @@ async fn a_claim_moves_the_row_and_returns_it(plane: &dyn ControlPlane) -> Verdi
     let stage = Stage::new(plane).await?;
     let row = stage.row(MandelboxStatus::Allocated).await?;
     let answer = stage.pubsub.claim(&stage.host, &row).await?;
-    let claimed = MandelboxRow {
-        status: MandelboxStatus::Connecting,
-        ..row
-    };
+    let claimed = MandelboxRow { status: MandelboxStatus::Connecting, ..row };
     ensure!(answer == Claim::Won(claimed.clone()), "the answer is {answer:?}");
     let written = plane.mandelbox(&claimed.id).await?;
     ensure!(written == Some(claimed.clone()), "the row is {written:?}");
@@ -51,9 +48,7 @@ async fn a_claim_is_seen_by_watchers(plane: &dyn ControlPlane) -> Verdict {
     let mut watcher = stage.watch().await?;
     stage.pubsub.claim(&stage.host, &row).await?;
     let connecting = |row: &MandelboxRow| row.status == MandelboxStatus::Connecting;
-    watcher
-        .until(|state| state.mandelboxes.iter().any(connecting))
-        .await?;
+    watcher.until(|state| state.mandelboxes.iter().any(connecting)).await?;
     Ok(())
 }
 
@@ -84,11 +79,7 @@ async fn claim_at_once(stage: &Stage<'_>, callers: usize, rows: &[MandelboxRow])
     let start = Arc::new(Barrier::new(callers));
     let mut claims = JoinSet::new();
     for _ in 0..callers {
-        let (pubsub, start, host) = (
-            stage.plane.connect().await?,
-            Arc::clone(&start),
-            stage.host.clone(),
-        );
+        let (pubsub, start, host) = (stage.plane.connect().await?, Arc::clone(&start), stage.host.clone());
         let rows = rows.to_vec();
         claims.spawn(async move {
             start.wait().await;
@@ -113,15 +104,9 @@ async fn only_an_allocated_row_can_be_claimed(plane: &dyn ControlPlane) -> Verdi
     for status in &MandelboxStatus::ALL[1..] {
         let row = stage.row(*status).await?;
         // As the caller saw it before it moved on.
-        let seen = MandelboxRow {
-            status: MandelboxStatus::Allocated,
-            ..row.clone()
-        };
+        let seen = MandelboxRow { status: MandelboxStatus::Allocated, ..row.clone() };
         let answer = stage.pubsub.claim(&stage.host, &seen).await?;
-        ensure!(
-            answer == Claim::Lost,
-            "a row in {status} was answered by {answer:?}"
-        );
+        ensure!(answer == Claim::Lost, "a row in {status} was answered by {answer:?}");
         let after = plane.mandelbox(&row.id).await?;
         ensure!(after == Some(row), "a row in {status} became {after:?}");
     }
@@ -172,10 +157,7 @@ async fn a_claim_of_an_id_given_away_anew_is_lost(plane: &dyn ControlPlane) -> V
         ensure!(after.as_ref() == Some(&new), "{new:?} became {after:?}");
 
         let answer = stage.pubsub.claim(&stage.host, &new).await?;
-        let won = MandelboxRow {
-            status: MandelboxStatus::Connecting,
-            ..new
-        };
+        let won = MandelboxRow { status: MandelboxStatus::Connecting, ..new };
         ensure!(answer == Claim::Won(won), "the new one's answer is {answer:?}");
     }
     Ok(())
@@ -187,10 +169,7 @@ async fn a_dropped_claim_leaves_a_whole_row(plane: &dyn ControlPlane) -> Verdict
     // One poll starts it; then it is dropped, whether it took effect or not.
     drop(stage.pubsub.claim(&stage.host, &row).now_or_never());
     stage.pubsub.claim(&stage.host, &row).await?;
-    let claimed = MandelboxRow {
-        status: MandelboxStatus::Connecting,
-        ..row
-    };
+    let claimed = MandelboxRow { status: MandelboxStatus::Connecting, ..row };
     let after = plane.mandelbox(&claimed.id).await?;
     ensure!(after == Some(claimed), "the row is {after:?}");
     Ok(())

@@ -40,23 +40,10 @@ async fn registration_makes_the_host_active(plane: &dyn ControlPlane) -> Verdict
     let Some(row) = plane.instance(&stage.host).await? else {
         return Err(Unmet::Broken("the row is gone".to_owned()));
     };
-    ensure!(
-        row.status == InstanceStatus::Active,
-        "the row says {}",
-        row.status
-    );
-    ensure!(
-        (row.ip.as_str(), row.capacity) == ("198.51.100.7", 12),
-        "the row has {row:?}"
-    );
-    ensure!(
-        row.heartbeat == Some(beat),
-        "{beat:?} was written as {:?}",
-        row.heartbeat
-    );
-    watcher
-        .until(|state| state.instance == Some(InstanceStatus::Active))
-        .await?;
+    ensure!(row.status == InstanceStatus::Active, "the row says {}", row.status);
+    ensure!((row.ip.as_str(), row.capacity) == ("198.51.100.7", 12), "the row has {row:?}");
+    ensure!(row.heartbeat == Some(beat), "{beat:?} was written as {:?}", row.heartbeat);
+    watcher.until(|state| state.instance == Some(InstanceStatus::Active)).await?;
     Ok(())
 }
 
@@ -94,20 +81,13 @@ async fn registration_names_every_fact_that_does_not_match(plane: &dyn ControlPl
     let Err(error) = stage.pubsub.register(&wrong, &heartbeat(1)).await else {
         return Err(Unmet::Broken("it was accepted".to_owned()));
     };
-    ensure!(
-        error.kind() == ErrorKind::Invalid,
-        "the error is {}",
-        error.kind().as_str()
-    );
+    ensure!(error.kind() == ErrorKind::Invalid, "the error is {}", error.kind().as_str());
     let text = chain(&error);
     for value in ["ami-wrong", "eu-wrong-1", "wrong.xlarge", "badbadbad"] {
         ensure!(text.contains(value), "the error does not name {value}: {text}");
     }
     let status = stage.instance_status().await?;
-    ensure!(
-        status == Some(InstanceStatus::PreConnection),
-        "the row became {status:?}"
-    );
+    ensure!(status == Some(InstanceStatus::PreConnection), "the row became {status:?}");
     Ok(())
 }
 
@@ -116,10 +96,7 @@ async fn an_unwanted_host_is_told_so(plane: &dyn ControlPlane) -> Verdict {
         let stage = Stage::without_row(plane).await?;
         stage.insert_instance(status).await?;
         let answer = stage.register().await?;
-        ensure!(
-            answer == Registered::Unwanted(status),
-            "{status} is answered by {answer:?}"
-        );
+        ensure!(answer == Registered::Unwanted(status), "{status} is answered by {answer:?}");
         let after = stage.instance_status().await?;
         ensure!(after == Some(status), "{status} became {after:?}");
     }
@@ -139,10 +116,7 @@ async fn another_machine_cannot_take_an_active_name(plane: &dyn ControlPlane) ->
     let kind = answer.as_ref().err().map(PluginError::kind);
     ensure!(kind == Some(ErrorKind::Conflict), "the answer is {answer:?}");
     let ip = plane.instance(&stage.host).await?.map(|row| row.ip);
-    ensure!(
-        ip.as_deref() == Some(stage.facts.ip.as_str()),
-        "the row's address became {ip:?}"
-    );
+    ensure!(ip.as_deref() == Some(stage.facts.ip.as_str()), "the row's address became {ip:?}");
     Ok(())
 }
 
@@ -171,13 +145,8 @@ async fn marking_draining_is_seen_and_repeatable(plane: &dyn ControlPlane) -> Ve
     let mut watcher = stage.watch().await?;
     stage.pubsub.mark_draining(&stage.host).await?;
     stage.pubsub.mark_draining(&stage.host).await?;
-    let state = watcher
-        .until(|state| state.instance == Some(InstanceStatus::Draining))
-        .await?;
-    ensure!(
-        state.mandelboxes == [row],
-        "draining changed the mandelboxes: {state:?}"
-    );
+    let state = watcher.until(|state| state.instance == Some(InstanceStatus::Draining)).await?;
+    ensure!(state.mandelboxes == [row], "draining changed the mandelboxes: {state:?}");
     Ok(())
 }
 
@@ -191,10 +160,7 @@ async fn marking_draining_revives_nothing(plane: &dyn ControlPlane) -> Verdict {
     given_up.insert_instance(InstanceStatus::Unresponsive).await?;
     given_up.pubsub.mark_draining(&given_up.host).await?;
     let status = given_up.instance_status().await?;
-    ensure!(
-        status == Some(InstanceStatus::Unresponsive),
-        "the status moved backwards to {status:?}"
-    );
+    ensure!(status == Some(InstanceStatus::Unresponsive), "the status moved backwards to {status:?}");
     Ok(())
 }
 
@@ -218,10 +184,7 @@ async fn unregistering_leaves_other_hosts_alone(plane: &dyn ControlPlane) -> Ver
     let row = other.row(MandelboxStatus::Running).await?;
     stage.pubsub.unregister(&stage.host).await?;
     let status = other.instance_status().await?;
-    ensure!(
-        status == Some(InstanceStatus::Active),
-        "the other host is {status:?}"
-    );
+    ensure!(status == Some(InstanceStatus::Active), "the other host is {status:?}");
     let left = plane.mandelbox(&row.id).await?;
     ensure!(left == Some(row), "its mandelbox is {left:?}");
     Ok(())

@@ -29,10 +29,8 @@ pub(super) fn behaviours() -> Vec<Behaviour<dyn ControlPlane>> {
     ]
 }
 
-const AFTER: StaleAfter = StaleAfter {
-    allocated: Duration::from_secs(10),
-    connecting: Duration::from_secs(90),
-};
+const AFTER: StaleAfter =
+    StaleAfter { allocated: Duration::from_secs(10), connecting: Duration::from_secs(90) };
 
 async fn a_status_never_moves_backwards(plane: &dyn ControlPlane) -> Verdict {
     let stage = Stage::new(plane).await?;
@@ -42,10 +40,7 @@ async fn a_status_never_moves_backwards(plane: &dyn ControlPlane) -> Verdict {
             stage.pubsub.set_status(&stage.host, &row.id, *to).await?;
             stage.pubsub.set_status(&stage.host, &row.id, *to).await?;
             let after = stage.status_of(&row.id).await?;
-            ensure!(
-                after == Some(*from.max(to)),
-                "{from} set to {to} became {after:?}"
-            );
+            ensure!(after == Some(*from.max(to)), "{from} set to {to} became {after:?}");
         }
     }
     Ok(())
@@ -55,10 +50,7 @@ async fn a_status_of_a_gone_row_stays_gone(plane: &dyn ControlPlane) -> Verdict 
     let stage = Stage::new(plane).await?;
     let row = stage.row(MandelboxStatus::Connecting).await?;
     plane.delete_mandelbox(&row.id).await?;
-    stage
-        .pubsub
-        .set_status(&stage.host, &row.id, MandelboxStatus::Running)
-        .await?;
+    stage.pubsub.set_status(&stage.host, &row.id, MandelboxStatus::Running).await?;
     let after = stage.status_of(&row.id).await?;
     ensure!(after.is_none(), "the row came back as {after:?}");
     Ok(())
@@ -67,10 +59,7 @@ async fn a_status_of_a_gone_row_stays_gone(plane: &dyn ControlPlane) -> Verdict 
 async fn another_hosts_row_cannot_be_moved_or_removed(plane: &dyn ControlPlane) -> Verdict {
     let (stage, other) = (Stage::new(plane).await?, Stage::new(plane).await?);
     let row = other.row(MandelboxStatus::Running).await?;
-    stage
-        .pubsub
-        .set_status(&stage.host, &row.id, MandelboxStatus::Dying)
-        .await?;
+    stage.pubsub.set_status(&stage.host, &row.id, MandelboxStatus::Dying).await?;
     stage.pubsub.remove(&stage.host, &row.id).await?;
     let after = plane.mandelbox(&row.id).await?;
     ensure!(after == Some(row), "the row became {after:?}");
@@ -79,10 +68,7 @@ async fn another_hosts_row_cannot_be_moved_or_removed(plane: &dyn ControlPlane) 
 
 async fn removing_is_seen_and_repeatable(plane: &dyn ControlPlane) -> Verdict {
     let stage = Stage::new(plane).await?;
-    let (gone, left) = (
-        stage.row(MandelboxStatus::Dying).await?,
-        stage.row(MandelboxStatus::Running).await?,
-    );
+    let (gone, left) = (stage.row(MandelboxStatus::Dying).await?, stage.row(MandelboxStatus::Running).await?);
     let mut watcher = stage.watch().await?;
     stage.pubsub.remove(&stage.host, &gone.id).await?;
     stage.pubsub.remove(&stage.host, &gone.id).await?;
@@ -100,12 +86,7 @@ async fn stale_rows_are_removed_by_status_and_age(plane: &dyn ControlPlane) -> V
         stale.insert(stage.aged_row(status, age).await?);
     }
     let none = Duration::ZERO;
-    for (status, age) in [
-        (Allocated, none),
-        (Connecting, minute),
-        (Running, hour),
-        (Dying, hour),
-    ] {
+    for (status, age) in [(Allocated, none), (Connecting, minute), (Running, hour), (Dying, hour)] {
         kept.push(stage.aged_row(status, age).await?);
     }
     kept.push(other.aged_row(Allocated, hour).await?);
@@ -118,10 +99,7 @@ async fn stale_rows_are_removed_by_status_and_age(plane: &dyn ControlPlane) -> V
         ensure!(status.is_none(), "a stale row is left in {status:?}");
     }
     for id in &kept {
-        ensure!(
-            stage.status_of(id).await?.is_some(),
-            "a row that is not stale is gone"
-        );
+        ensure!(stage.status_of(id).await?.is_some(), "a row that is not stale is gone");
     }
     let again = stage.pubsub.remove_stale(&stage.host, AFTER, &[]).await?;
     ensure!(again.is_empty(), "{again:?} were removed again");
@@ -140,10 +118,7 @@ async fn what_is_worked_on_is_never_stale(plane: &dyn ControlPlane) -> Verdict {
     let removed = stage.pubsub.remove_stale(&stage.host, AFTER, &working_on).await?;
     ensure!(removed == [stale], "{removed:?} were removed");
     for id in &working_on[..2] {
-        ensure!(
-            stage.status_of(id).await?.is_some(),
-            "a row that is worked on is gone"
-        );
+        ensure!(stage.status_of(id).await?.is_some(), "a row that is worked on is gone");
     }
     Ok(())
 }
@@ -156,10 +131,7 @@ async fn an_allocation_is_a_fresh_row_of_this_host(plane: &dyn ControlPlane) -> 
     let state = watcher.until(|state| !state.mandelboxes.is_empty()).await?;
     let row = &state.mandelboxes[0];
     let same = (&row.id, &row.user, &row.session) == (&new.id, &new.user, &new.session);
-    ensure!(
-        same && row.status == MandelboxStatus::Allocated,
-        "{new:?} became {row:?}"
-    );
+    ensure!(same && row.status == MandelboxStatus::Allocated, "{new:?} became {row:?}");
     let removed = stage.pubsub.remove_stale(&stage.host, AFTER, &[]).await?;
     ensure!(removed.is_empty(), "it is stale at once: {row:?}");
     Ok(())
@@ -178,10 +150,7 @@ async fn an_id_can_be_allocated_once(plane: &dyn ControlPlane) -> Verdict {
         ensure!(kind == Some(ErrorKind::Conflict), "the answer is {answer:?}");
     }
     let status = stage.status_of(&new.id).await?;
-    ensure!(
-        status == Some(MandelboxStatus::Connecting),
-        "the row became {status:?}"
-    );
+    ensure!(status == Some(MandelboxStatus::Connecting), "the row became {status:?}");
     Ok(())
 }
 

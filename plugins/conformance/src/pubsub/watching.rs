@@ -30,10 +30,7 @@ async fn a_watch_gives_the_full_state_first(plane: &dyn ControlPlane) -> Verdict
         other.row(*status).await?;
     }
     rows.sort_by(|one, other| one.id.cmp(&other.id));
-    let full = DesiredState {
-        instance: Some(InstanceStatus::Active),
-        mandelboxes: rows,
-    };
+    let full = DesiredState { instance: Some(InstanceStatus::Active), mandelboxes: rows };
     let first = stage.watch().await?.next().await?;
     ensure!(first == full, "the first state is {first:?}, there is {full:?}");
     Ok(())
@@ -43,14 +40,9 @@ async fn a_watch_of_a_host_without_a_row_is_empty(plane: &dyn ControlPlane) -> V
     let stage = Stage::without_row(plane).await?;
     let mut watcher = stage.watch().await?;
     let first = watcher.next().await?;
-    ensure!(
-        first == DesiredState::default(),
-        "there is nothing, but {first:?}"
-    );
+    ensure!(first == DesiredState::default(), "there is nothing, but {first:?}");
     stage.insert_instance(InstanceStatus::PreConnection).await?;
-    watcher
-        .until(|state| state.instance == Some(InstanceStatus::PreConnection))
-        .await?;
+    watcher.until(|state| state.instance == Some(InstanceStatus::PreConnection)).await?;
     Ok(())
 }
 
@@ -58,30 +50,20 @@ async fn every_change_gives_a_new_full_state(plane: &dyn ControlPlane) -> Verdic
     let stage = Stage::new(plane).await?;
     let mut watcher = stage.watch().await?;
     let first = stage.row(MandelboxStatus::Allocated).await?;
-    watcher
-        .until(|state| state.mandelboxes == [first.clone()])
-        .await?;
+    watcher.until(|state| state.mandelboxes == [first.clone()]).await?;
 
     let second = stage.row(MandelboxStatus::Allocated).await?;
     let state = watcher.until(|state| state.mandelboxes.contains(&second)).await?;
-    ensure!(
-        state.mandelboxes.contains(&first),
-        "the row before is left out: {state:?}"
-    );
+    ensure!(state.mandelboxes.contains(&first), "the row before is left out: {state:?}");
 
     let running = MandelboxStatus::Running;
     stage.pubsub.set_status(&stage.host, &first.id, running).await?;
     let moved = |state: &DesiredState| state.mandelboxes.iter().any(|row| row.status == running);
     let state = watcher.until(moved).await?;
-    ensure!(
-        state.mandelboxes.contains(&second),
-        "the row beside is left out: {state:?}"
-    );
+    ensure!(state.mandelboxes.contains(&second), "the row beside is left out: {state:?}");
 
     plane.delete_mandelbox(&first.id).await?;
-    watcher
-        .until(|state| state.mandelboxes == [second.clone()])
-        .await?;
+    watcher.until(|state| state.mandelboxes == [second.clone()]).await?;
     plane.delete_instance(&stage.host).await?;
     watcher.until(|state| *state == DesiredState::default()).await?;
     Ok(())
@@ -98,18 +80,10 @@ async fn a_slow_watcher_sees_the_last_state(plane: &dyn ControlPlane) -> Verdict
             plane.delete_mandelbox(&row.id).await?;
         }
     }
-    watcher
-        .until(|state| state.mandelboxes.len() == CHANGES / 2)
-        .await?;
+    watcher.until(|state| state.mandelboxes.len() == CHANGES / 2).await?;
     stage.pubsub.mark_draining(&stage.host).await?;
-    let last = watcher
-        .until(|state| state.instance == Some(InstanceStatus::Draining))
-        .await?;
-    ensure!(
-        last.mandelboxes.len() == CHANGES / 2,
-        "{} rows are left",
-        last.mandelboxes.len()
-    );
+    let last = watcher.until(|state| state.instance == Some(InstanceStatus::Draining)).await?;
+    ensure!(last.mandelboxes.len() == CHANGES / 2, "{} rows are left", last.mandelboxes.len());
     Ok(())
 }
 

@@ -29,10 +29,7 @@ pub(super) async fn twenty_at_once_do_not_disturb_each_other(fixture: &dyn Fixtu
         ensure!(state == ContainerState::Running, "among many, it is {state:?}");
     }
     try_join_all(trials.iter().map(Trial::remove)).await?;
-    let left = fixture
-        .runtime()
-        .list(&Selector([(LABEL.to_owned(), None)].into()))
-        .await?;
+    let left = fixture.runtime().list(&Selector([(LABEL.to_owned(), None)].into())).await?;
     ensure!(left.is_empty(), "removed, there is {left:?}");
     Ok(())
 }
@@ -57,10 +54,7 @@ pub(super) async fn a_spin_up_given_up_at_any_point_can_be_removed_by_name(fixtu
         let _ = tokio::time::timeout(after, trial.start()).await;
         trial.remove().await?;
         let left = trial.runtime.inspect(&trial.name()).await?;
-        ensure!(
-            left.is_none(),
-            "given up after {after:?} and removed, it is {left:?}"
-        );
+        ensure!(left.is_none(), "given up after {after:?} and removed, it is {left:?}");
         // Nothing of it is on its way either: its name and its ports are free.
         trial.start().await?;
         trial.remove().await?;

@@ -27,9 +27,7 @@ async fn until(events: &mut Events, is_last: impl Fn(ContainerChange) -> bool) -
     let mut told = Told::new();
     while let Some(event) = events.next().await {
         let RuntimeEvent::Container(event) = event? else {
-            return Err(Unmet::Broken(
-                "events were lost, on an unbroken stream".to_owned(),
-            ));
+            return Err(Unmet::Broken("events were lost, on an unbroken stream".to_owned()));
         };
         told.push((event.id, event.change));
         if is_last(event.change) {
@@ -47,19 +45,13 @@ pub(super) async fn until_exit(mut events: Events) -> Result<Told, Unmet> {
 /// Whether it was told that the kernel killed for memory.
 pub(super) fn tells_oom(told: &Told) -> bool {
     told.iter().any(|(_, change)| {
-        matches!(
-            change,
-            ContainerChange::Oom | ContainerChange::Exited(Exit { oom: true, .. })
-        )
+        matches!(change, ContainerChange::Oom | ContainerChange::Exited(Exit { oom: true, .. }))
     })
 }
 
 /// One life, told in the order in which it was lived.
 fn is_a_life(told: &Told, id: &ContainerId, code: i32) -> Verdict {
-    let exit = Exit {
-        code: Some(code),
-        oom: false,
-    };
+    let exit = Exit { code: Some(code), oom: false };
     let expected = [
         ContainerChange::Created,
         ContainerChange::Started,
@@ -114,15 +106,9 @@ pub(super) async fn a_broken_stream_ends_and_a_list_tells_the_rest(fixture: &dyn
     fixture.restart().await?;
     while let Some(Ok(_)) = events.next().await {}
     let again = subscribed(&trial).await?;
-    let found = trial
-        .runtime
-        .list(&Selector::label(LABEL, trial.spec.name.as_str()))
-        .await?;
+    let found = trial.runtime.list(&Selector::label(LABEL, trial.spec.name.as_str())).await?;
     let states: Vec<_> = found.into_iter().map(|container| container.state).collect();
-    ensure!(
-        states == [ContainerState::Created],
-        "after the restart there is {states:?}"
-    );
+    ensure!(states == [ContainerState::Created], "after the restart there is {states:?}");
 
     let mut again = again;
     trial.runtime.start(&trial.name()).await?;

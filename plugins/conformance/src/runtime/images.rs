@@ -27,11 +27,7 @@ pub(super) async fn a_present_image_is_described(fixture: &dyn Fixture) -> Verdi
     let Some(image) = runtime.image(&name).await? else {
         return Err(Unmet::Broken(format!("{name} is not there")));
     };
-    ensure!(
-        image.names.contains(&name),
-        "{name} is not among its names {:?}",
-        image.names
-    );
+    ensure!(image.names.contains(&name), "{name} is not among its names {:?}", image.names);
     let all = runtime.images().await?;
     ensure!(all.contains(&image), "{image:?} is not among all images: {all:?}");
     Ok(())
@@ -44,10 +40,7 @@ pub(super) async fn an_absent_image_is_none_and_makes_no_container(fixture: &dyn
     let trial = Trial::of(fixture)?.with(|spec| spec.image = absent);
     let created = trial.runtime.create(&trial.spec).await;
     ensure_fails!(created, ErrorKind::NotFound, "creating without an image");
-    let left = trial
-        .runtime
-        .list(&Selector::label(LABEL, trial.spec.name.as_str()))
-        .await?;
+    let left = trial.runtime.list(&Selector::label(LABEL, trial.spec.name.as_str())).await?;
     ensure!(left.is_empty(), "it left {left:?}");
     Ok(())
 }
@@ -57,11 +50,7 @@ pub(super) async fn a_bad_reference_is_refused(fixture: &dyn Fixture) -> Verdict
         let bad = reference(bad)?;
         let trial = Trial::of(fixture)?.with(|spec| spec.image = bad.clone());
         let created = trial.runtime.create(&trial.spec).await;
-        ensure_fails!(
-            created,
-            ErrorKind::Invalid | ErrorKind::NotFound,
-            "creating from {bad}"
-        );
+        ensure_fails!(created, ErrorKind::Invalid | ErrorKind::NotFound, "creating from {bad}");
         match trial.runtime.image(&bad).await {
             Ok(None) => {}
             Ok(Some(image)) => return Err(Unmet::Broken(format!("{bad} is {image:?}"))),
@@ -77,10 +66,7 @@ pub(super) async fn an_image_gets_another_name(fixture: &dyn Fixture) -> Verdict
     runtime.tag_image(&image, &another).await?;
     let id = runtime.image(&image).await?.map(|image| image.id);
     let other = runtime.image(&another).await?.map(|image| image.id);
-    ensure!(
-        id.is_some() && id == other,
-        "{image} is {id:?} and {another} is {other:?}"
-    );
+    ensure!(id.is_some() && id == other, "{image} is {id:?} and {another} is {other:?}");
 
     let absent = reference("conformance/absent:never-built")?;
     let tagged = runtime.tag_image(&absent, &another).await;
@@ -121,18 +107,11 @@ pub(super) async fn an_image_is_pulled(fixture: &dyn Fixture) -> Verdict {
     let runtime = fixture.runtime();
     let pulled = runtime.pull(&name, &|_| ()).await?;
     let image = runtime.image(&name).await?;
-    ensure!(
-        image.as_ref() == Some(&pulled),
-        "pulled {pulled:?}, there is {image:?}"
-    );
+    ensure!(image.as_ref() == Some(&pulled), "pulled {pulled:?}, there is {image:?}");
     // What is here already is confirmed.
     let again = runtime.pull(&name, &|_| ()).await?;
     ensure!(again == pulled, "{pulled:?} became {again:?}");
-    Trial::of(fixture)?
-        .with(|spec| spec.image = name)
-        .run()
-        .await
-        .map(drop)
+    Trial::of(fixture)?.with(|spec| spec.image = name).run().await.map(drop)
 }
 
 pub(super) async fn a_pull_from_nowhere_fails(fixture: &dyn Fixture) -> Verdict {
@@ -140,10 +119,6 @@ pub(super) async fn a_pull_from_nowhere_fails(fixture: &dyn Fixture) -> Verdict 
     // Nobody listens on port 1.
     let nowhere = reference("127.0.0.1:1/conformance/absent:never-built")?;
     let pulled = fixture.runtime().pull(&nowhere, &|_| ()).await;
-    ensure_fails!(
-        pulled,
-        ErrorKind::Unavailable | ErrorKind::NotFound,
-        "pulling from nowhere"
-    );
+    ensure_fails!(pulled, ErrorKind::Unavailable | ErrorKind::NotFound, "pulling from nowhere");
     Ok(())
 }

@@ -35,16 +35,11 @@ pub(super) async fn the_environment_is_exact(fixture: &dyn Fixture) -> Verdict {
         ("EMPTY", EnvValue::from("")),
     ];
     let trial = Trial::of(fixture)?.serving()?.with(|spec| {
-        spec.env
-            .extend(given.map(|(name, value)| (name.to_owned(), value)));
+        spec.env.extend(given.map(|(name, value)| (name.to_owned(), value)));
     });
     trial.start().await?;
     let facts = trial.facts().await?;
-    ensure!(
-        facts["aes_key"] == secret,
-        "the secret became {}",
-        facts["aes_key"]
-    );
+    ensure!(facts["aes_key"] == secret, "the secret became {}", facts["aes_key"]);
     let names = texts(&facts["env_names"]);
     for name in trial.spec.env.keys() {
         ensure!(names.contains(name.as_str()), "{name} is not among {names:?}");
@@ -63,10 +58,7 @@ pub(super) async fn a_gpu_variable_wins_over_the_same_in_the_environment(fixture
     let trial = Trial::of(fixture)?.serving()?.with(|spec| {
         spec.env.insert(variable.to_owned(), "all".into());
         let env = [(variable.to_owned(), "void".to_owned())].into();
-        spec.gpu = Some(Attachment {
-            env,
-            ..Attachment::default()
-        });
+        spec.gpu = Some(Attachment { env, ..Attachment::default() });
     });
     trial.start().await?;
     let visible = &trial.facts().await?["nvidia_visible_devices"];
@@ -77,24 +69,16 @@ pub(super) async fn a_gpu_variable_wins_over_the_same_in_the_environment(fixture
 pub(super) async fn capabilities_are_those_given_and_no_others(fixture: &dyn Fixture) -> Verdict {
     needs(fixture, ISOLATION)?;
     // Bits of linux/capability.h.
-    for (given, mask) in [
-        (&[][..], 0),
-        (
-            &["KILL", "NET_BIND_SERVICE", "SYS_NICE"][..],
-            1 << 5 | 1 << 10 | 1 << 23,
-        ),
-    ] {
+    for (given, mask) in
+        [(&[][..], 0), (&["KILL", "NET_BIND_SERVICE", "SYS_NICE"][..], 1 << 5 | 1 << 10 | 1 << 23)]
+    {
         let given: Result<BTreeSet<Capability>, _> = given.iter().map(|name| name.parse()).collect();
         let given = given.map_err(lacking)?;
-        let trial = Trial::of(fixture)?
-            .serving()?
-            .with(|spec| spec.security.capabilities = given);
+        let trial = Trial::of(fixture)?.serving()?.with(|spec| spec.security.capabilities = given);
         trial.start().await?;
         let facts = trial.facts().await?;
         for set in ["cap_eff", "cap_bnd"] {
-            let has = facts[set]
-                .as_str()
-                .and_then(|hex| u64::from_str_radix(hex, 16).ok());
+            let has = facts[set].as_str().and_then(|hex| u64::from_str_radix(hex, 16).ok());
             ensure!(has == Some(mask), "{set} is {} instead of {mask:x}", facts[set]);
         }
     }
@@ -104,15 +88,10 @@ pub(super) async fn capabilities_are_those_given_and_no_others(fixture: &dyn Fix
 pub(super) async fn privileges_can_be_kept_from_growing(fixture: &dyn Fixture) -> Verdict {
     needs(fixture, ISOLATION)?;
     for (said, seen) in [(true, 1), (false, 0)] {
-        let trial = Trial::of(fixture)?
-            .serving()?
-            .with(|spec| spec.security.no_new_privileges = said);
+        let trial = Trial::of(fixture)?.serving()?.with(|spec| spec.security.no_new_privileges = said);
         trial.start().await?;
         let no_new_privileges = &trial.facts().await?["no_new_privs"];
-        ensure!(
-            no_new_privileges == seen,
-            "said {said}, it is {no_new_privileges}"
-        );
+        ensure!(no_new_privileges == seen, "said {said}, it is {no_new_privileges}");
     }
     Ok(())
 }
@@ -122,14 +101,10 @@ pub(super) async fn system_calls_are_filtered_as_said(fixture: &dyn Fixture) -> 
     let profile =
         r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["reboot"],"action":"SCMP_ACT_ERRNO"}]}"#;
     // 0 is no filter, 2 is a filter.
-    for (said, seen) in [
-        (Seccomp::Default, 2),
-        (Seccomp::Unconfined, 0),
-        (Seccomp::Profile(profile.to_owned()), 2),
-    ] {
-        let trial = Trial::of(fixture)?
-            .serving()?
-            .with(|spec| spec.security.seccomp = said.clone());
+    for (said, seen) in
+        [(Seccomp::Default, 2), (Seccomp::Unconfined, 0), (Seccomp::Profile(profile.to_owned()), 2)]
+    {
+        let trial = Trial::of(fixture)?.serving()?.with(|spec| spec.security.seccomp = said.clone());
         trial.start().await?;
         let mode = &trial.facts().await?["seccomp"];
         ensure!(mode == seen, "said {said:?}, its mode is {mode}");
@@ -151,45 +126,23 @@ pub(super) async fn limits_are_in_force(fixture: &dyn Fixture) -> Verdict {
     });
     trial.start().await?;
     let facts = trial.facts().await?;
-    ensure!(
-        facts["memory_limit_bytes"] == memory,
-        "memory: {}",
-        facts["memory_limit_bytes"]
-    );
+    ensure!(facts["memory_limit_bytes"] == memory, "memory: {}", facts["memory_limit_bytes"]);
     ensure!(facts["pids_limit"] == pids, "pids: {}", facts["pids_limit"]);
     // Control groups of version 2 have a weight instead, from 1 to 10,000 and usually 100.
     let has_shares = facts["cpu_shares"] == shares;
     let has_weight = facts["cpu_weight"].as_u64().is_some_and(|weight| weight < 100);
-    ensure!(
-        has_shares || has_weight,
-        "cpu: {} or {}",
-        facts["cpu_shares"],
-        facts["cpu_weight"]
-    );
+    ensure!(has_shares || has_weight, "cpu: {} or {}", facts["cpu_shares"], facts["cpu_weight"]);
 
     let answer = trial.post("/fork-bomb?n=200").await?;
-    let started = serde_json::from_str::<Value>(&answer)
-        .ok()
-        .and_then(|fork| fork["started"].as_u64());
-    ensure!(
-        started.is_some_and(|started| started < pids),
-        "with {pids} pids: {answer}"
-    );
+    let started = serde_json::from_str::<Value>(&answer).ok().and_then(|fork| fork["started"].as_u64());
+    ensure!(started.is_some_and(|started| started < pids), "with {pids} pids: {answer}");
     Ok(())
 }
 
 pub(super) async fn an_out_of_memory_kill_is_told(fixture: &dyn Fixture) -> Verdict {
-    needs(
-        fixture,
-        &[Feature::Isolation, Feature::Limits, Feature::OomReport],
-    )?;
-    let trial = Trial::of(fixture)?
-        .serving()?
-        .with(|spec| spec.limits.memory_bytes = Some(64 << 20));
-    let events = trial
-        .runtime
-        .events(&Selector::label(LABEL, trial.spec.name.as_str()))
-        .await?;
+    needs(fixture, &[Feature::Isolation, Feature::Limits, Feature::OomReport])?;
+    let trial = Trial::of(fixture)?.serving()?.with(|spec| spec.limits.memory_bytes = Some(64 << 20));
+    let events = trial.runtime.events(&Selector::label(LABEL, trial.spec.name.as_str())).await?;
     trial.start().await?;
     trial.post("/oom").await?;
     let exit = trial.exit().await?;
@@ -198,10 +151,7 @@ pub(super) async fn an_out_of_memory_kill_is_told(fixture: &dyn Fixture) -> Verd
         return Ok(());
     }
     let told = super::events::until_exit(events).await?;
-    ensure!(
-        super::events::tells_oom(&told),
-        "inspection says {exit:?}, events say {told:?}"
-    );
+    ensure!(super::events::tells_oom(&told), "inspection says {exit:?}, events say {told:?}");
     Ok(())
 }
 
@@ -241,10 +191,7 @@ pub(super) async fn memory_file_systems_have_their_sizes(fixture: &dyn Fixture) 
     let trial = Trial::of(fixture)?.serving()?.with(|spec| {
         spec.shm_bytes = shm;
         spec.tmpfs = ["/run", "/run/lock"]
-            .map(|target| Tmpfs {
-                target: PathBuf::from(target),
-                size_bytes: size,
-            })
+            .map(|target| Tmpfs { target: PathBuf::from(target), size_bytes: size })
             .into();
     });
     trial.start().await?;
@@ -293,11 +240,7 @@ pub(super) async fn a_terminal_is_there_when_said(fixture: &dyn Fixture) -> Verd
 }
 
 fn texts(list: &Value) -> BTreeSet<&str> {
-    list.as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .collect()
+    list.as_array().into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
 /// The last mount at a target is the one that is seen.

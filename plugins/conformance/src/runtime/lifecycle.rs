@@ -38,10 +38,7 @@ pub(super) use ensure_fails;
 
 pub(super) async fn it_is_healthy(fixture: &dyn Fixture) -> Verdict {
     let info = fixture.runtime().health().await?;
-    ensure!(
-        !info.name.is_empty() && !info.version.is_empty(),
-        "it does not say what it is: {info:?}"
-    );
+    ensure!(!info.name.is_empty() && !info.version.is_empty(), "it does not say what it is: {info:?}");
     Ok(())
 }
 
@@ -51,16 +48,8 @@ pub(super) async fn a_container_is_created_then_runs_then_has_ended_then_is_gone
     let trial = Trial::of(fixture)?;
     let id = trial.create().await?;
     let created = trial.seen().await?;
-    ensure!(
-        created.state == ContainerState::Created,
-        "created, it is {:?}",
-        created.state
-    );
-    ensure!(
-        created.name == trial.spec.name.as_str(),
-        "its name is {:?}",
-        created.name
-    );
+    ensure!(created.state == ContainerState::Created, "created, it is {:?}", created.state);
+    ensure!(created.name == trial.spec.name.as_str(), "its name is {:?}", created.name);
     ensure!(created.id == id, "its id became {:?}", created.id);
 
     trial.runtime.start(&trial.name()).await?;
@@ -70,18 +59,12 @@ pub(super) async fn a_container_is_created_then_runs_then_has_ended_then_is_gone
     trial.announced().await;
     trial.runtime.stop(&trial.name(), LONG).await?;
     let state = trial.seen().await?.state;
-    ensure!(
-        matches!(state, ContainerState::Exited(_)),
-        "stopped, it is {state:?}"
-    );
+    ensure!(matches!(state, ContainerState::Exited(_)), "stopped, it is {state:?}");
 
     trial.remove().await?;
     let left = trial.runtime.inspect(&trial.name()).await?;
     ensure!(left.is_none(), "removed, it is {left:?}");
-    let left = trial
-        .runtime
-        .list(&Selector::label(LABEL, trial.spec.name.as_str()))
-        .await?;
+    let left = trial.runtime.list(&Selector::label(LABEL, trial.spec.name.as_str())).await?;
     ensure!(left.is_empty(), "removed, it is still listed: {left:?}");
     Ok(())
 }
@@ -92,10 +75,7 @@ pub(super) async fn id_and_name_mean_the_same_container(fixture: &dyn Fixture) -
     trial.runtime.start(&id).await?;
     let by_id = trial.runtime.inspect(&id).await?;
     let by_name = trial.runtime.inspect(&trial.name()).await?;
-    ensure!(
-        by_id.is_some() && by_id == by_name,
-        "{by_id:?} is not {by_name:?}"
-    );
+    ensure!(by_id.is_some() && by_id == by_name, "{by_id:?} is not {by_name:?}");
     trial.announced().await;
     trial.runtime.stop(&id, LONG).await?;
     trial.runtime.remove(&id).await?;
@@ -118,10 +98,7 @@ pub(super) async fn stopping_what_does_not_run_succeeds(fixture: &dyn Fixture) -
     trial.create().await?;
     trial.runtime.stop(&trial.name(), LONG).await?;
     let state = trial.seen().await?.state;
-    ensure!(
-        state == ContainerState::Created,
-        "stopped before its start, it is {state:?}"
-    );
+    ensure!(state == ContainerState::Created, "stopped before its start, it is {state:?}");
 
     trial.runtime.start(&trial.name()).await?;
     trial.announced().await;
@@ -152,11 +129,7 @@ pub(super) async fn what_is_absent_is_told(fixture: &dyn Fixture) -> Verdict {
     let absent = ContainerRef::Name(new_name()?);
     let seen = runtime.inspect(&absent).await?;
     ensure!(seen.is_none(), "inspecting the absent gave {seen:?}");
-    ensure_fails!(
-        runtime.start(&absent).await,
-        ErrorKind::NotFound,
-        "starting the absent"
-    );
+    ensure_fails!(runtime.start(&absent).await, ErrorKind::NotFound, "starting the absent");
     let log = runtime.logs(&absent, LogOptions::default()).await;
     ensure_fails!(log, ErrorKind::NotFound, "reading the log of the absent");
     Ok(())

@@ -21,8 +21,7 @@ pub(super) async fn published_ports_are_reachable(fixture: &dyn Fixture) -> Verd
     let datagrams = published(DATAGRAM_PORT, Protocol::Udp)?;
     let trial = Trial::of(fixture)?.serving()?.with(|spec| {
         spec.ports.push(datagrams);
-        spec.env
-            .insert("FRACTAL_MANDELBOX_ID".to_owned(), "reachable".into());
+        spec.env.insert("FRACTAL_MANDELBOX_ID".to_owned(), "reachable".into());
     });
     trial.start().await?;
     let facts = trial.facts().await?;
@@ -51,46 +50,28 @@ pub(super) async fn a_taken_port_is_told_and_can_be_tried_again(fixture: &dyn Fi
     });
     second.create().await?;
     let started = second.runtime.start(&second.name()).await;
-    ensure_fails!(
-        started,
-        ErrorKind::AddressInUse,
-        "starting with another container's port"
-    );
+    ensure_fails!(started, ErrorKind::AddressInUse, "starting with another container's port");
     let state = holder.seen().await?.state;
-    ensure!(
-        state == ContainerState::Running,
-        "the holder of the port is {state:?}"
-    );
+    ensure!(state == ContainerState::Running, "the holder of the port is {state:?}");
 
     holder.remove().await?;
     second.runtime.start(&second.name()).await?;
     let state = second.seen().await?.state;
-    ensure!(
-        state == ContainerState::Running,
-        "started at last, it is {state:?}"
-    );
+    ensure!(state == ContainerState::Running, "started at last, it is {state:?}");
     Ok(())
 }
 
 pub(super) async fn ports_are_free_as_soon_as_their_container_is_removed(fixture: &dyn Fixture) -> Verdict {
     needs(fixture, &[Feature::Isolation])?;
     let datagrams = published(DATAGRAM_PORT, Protocol::Udp)?;
-    let trial = Trial::of(fixture)?
-        .serving()?
-        .with(|spec| spec.ports.push(datagrams));
+    let trial = Trial::of(fixture)?.serving()?.with(|spec| spec.ports.push(datagrams));
     trial.start().await?;
     for port in &trial.spec.ports {
-        ensure!(
-            !is_free((port.host_ip, port.host), port.protocol),
-            "nobody holds {port:?}"
-        );
+        ensure!(!is_free((port.host_ip, port.host), port.protocol), "nobody holds {port:?}");
     }
     trial.remove().await?;
     for port in &trial.spec.ports {
-        ensure!(
-            is_free((port.host_ip, port.host), port.protocol),
-            "somebody still holds {port:?}"
-        );
+        ensure!(is_free((port.host_ip, port.host), port.protocol), "somebody still holds {port:?}");
     }
     Ok(())
 }
@@ -113,16 +94,11 @@ pub(super) async fn ports_without_a_network_are_refused(fixture: &dyn Fixture) -
 
 pub(super) async fn the_host_network_is_the_hosts(fixture: &dyn Fixture) -> Verdict {
     needs(fixture, &[Feature::Isolation, Feature::HostNetwork])?;
-    let ports = [
-        free_port(Protocol::Tcp)?,
-        free_port(Protocol::Udp)?,
-        free_port(Protocol::Tcp)?,
-    ];
+    let ports = [free_port(Protocol::Tcp)?, free_port(Protocol::Udp)?, free_port(Protocol::Tcp)?];
     let listed = ports.map(|port| port.to_string()).join(",");
     let trial = Trial::of(fixture)?.with(|spec| {
         spec.network = Network::Host;
-        spec.env
-            .insert("MANDELBOX_PORTS".to_owned(), listed.as_str().into());
+        spec.env.insert("MANDELBOX_PORTS".to_owned(), listed.as_str().into());
     });
     trial.start().await?;
     let answer = answered(|| http(ports[0], "GET", "/facts.json")).await;

@@ -26,10 +26,8 @@ fn names(found: &[Container]) -> BTreeSet<&str> {
 pub(super) async fn labels_are_kept_and_select(fixture: &dyn Fixture) -> Verdict {
     let labelled = |value: &'static str| {
         Ok::<_, Unmet>(Trial::of(fixture)?.with(|spec| {
-            spec.labels
-                .insert("conformance.odd".to_owned(), "a=b, \"c\" ü".to_owned());
-            spec.labels
-                .insert("conformance.side".to_owned(), value.to_owned());
+            spec.labels.insert("conformance.odd".to_owned(), "a=b, \"c\" ü".to_owned());
+            spec.labels.insert("conformance.side".to_owned(), value.to_owned());
         }))
     };
     let (left, right) = (labelled("left")?, labelled("right")?);
@@ -37,11 +35,7 @@ pub(super) async fn labels_are_kept_and_select(fixture: &dyn Fixture) -> Verdict
         trial.create().await?;
         let seen = trial.seen().await?.labels;
         for (key, value) in &trial.spec.labels {
-            ensure!(
-                seen.get(key) == Some(value),
-                "{key} = {value:?} became {:?}",
-                seen.get(key)
-            );
+            ensure!(seen.get(key) == Some(value), "{key} = {value:?} became {:?}", seen.get(key));
         }
     }
     let (left_name, right_name) = (left.spec.name.as_str(), right.spec.name.as_str());
@@ -56,20 +50,13 @@ pub(super) async fn labels_are_kept_and_select(fixture: &dyn Fixture) -> Verdict
     for (selector, expected) in [
         (any, vec![left_name, right_name]),
         (Selector::label("conformance.side", "left"), vec![left_name]),
-        (
-            Selector::label("conformance.odd", "a=b, \"c\" ü"),
-            vec![left_name, right_name],
-        ),
+        (Selector::label("conformance.odd", "a=b, \"c\" ü"), vec![left_name, right_name]),
         (Selector::label("conformance.side", "lef"), vec![]),
         (both, vec![]),
     ] {
         let found = fixture.runtime().list(&selector).await?;
         let expected: BTreeSet<_> = expected.into_iter().collect();
-        ensure!(
-            names(&found) == expected,
-            "{selector:?} found {:?}",
-            names(&found)
-        );
+        ensure!(names(&found) == expected, "{selector:?} found {:?}", names(&found));
     }
     Ok(())
 }
@@ -82,10 +69,7 @@ pub(super) async fn a_list_tells_every_state(fixture: &dyn Fixture) -> Verdict {
     running.start().await?;
     ended.start().await?;
     ended.exit().await?;
-    let exit = Exit {
-        code: Some(7),
-        oom: false,
-    };
+    let exit = Exit { code: Some(7), oom: false };
     for (trial, expected) in [
         (created, ContainerState::Created),
         (running, ContainerState::Running),
@@ -96,20 +80,10 @@ pub(super) async fn a_list_tells_every_state(fixture: &dyn Fixture) -> Verdict {
         let [listed] = found.as_slice() else {
             return Err(Unmet::Broken(format!("{name} is listed as {found:?}")));
         };
-        ensure!(
-            listed.state == expected,
-            "{expected:?} is listed as {:?}",
-            listed.state
-        );
+        ensure!(listed.state == expected, "{expected:?} is listed as {:?}", listed.state);
         let inspected = trial.seen().await?;
-        let listed = Container {
-            pid: inspected.pid,
-            ..listed.clone()
-        };
-        ensure!(
-            listed == inspected,
-            "{listed:?} is listed, {inspected:?} inspected"
-        );
+        let listed = Container { pid: inspected.pid, ..listed.clone() };
+        ensure!(listed == inspected, "{listed:?} is listed, {inspected:?} inspected");
     }
     Ok(())
 }
@@ -126,10 +100,7 @@ async fn read_logs(fixture: &dyn Fixture, terminal: bool) -> Verdict {
     let trial = Trial::of(fixture)?.with(|spec| spec.terminal = terminal);
     let (runtime, name) = (trial.runtime, trial.name());
     trial.run().await?;
-    let follow = LogOptions {
-        follow: true,
-        tail: None,
-    };
+    let follow = LogOptions { follow: true, tail: None };
     let followed = runtime.logs(&name, follow).await?;
     runtime.stop(&name, GRACE).await?;
     // It ends with the container.
@@ -140,10 +111,7 @@ async fn read_logs(fixture: &dyn Fixture, terminal: bool) -> Verdict {
         ensure!(log.contains(part), "{part:?} is not in {log:?}");
     }
     let last = log.split_inclusive('\n').next_back().unwrap_or_default();
-    let options = LogOptions {
-        follow: false,
-        tail: Some(1),
-    };
+    let options = LogOptions { follow: false, tail: Some(1) };
     let tail = whole(runtime.logs(&name, options).await?).await?;
     ensure!(tail == last, "the last line is {tail:?} of {log:?}");
     Ok(())

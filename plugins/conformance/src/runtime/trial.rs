@@ -75,11 +75,7 @@ impl<'a> Trial<'a> {
             security: Security::default(),
             limits: Limits::default(),
         };
-        Ok(Self {
-            runtime: fixture.runtime(),
-            spec,
-            files,
-        })
+        Ok(Self { runtime: fixture.runtime(), spec, files })
     }
 
     /// Changes the specification.
@@ -159,10 +155,7 @@ impl<'a> Trial<'a> {
     /// Its end must be this.
     pub(super) async fn ends_with(&self, code: i32) -> Verdict {
         let exit = self.exit().await?;
-        ensure!(
-            exit.code == Some(code),
-            "it ended with {exit:?} instead of {code}"
-        );
+        ensure!(exit.code == Some(code), "it ended with {exit:?} instead of {code}");
         Ok(())
     }
 
@@ -200,12 +193,7 @@ pub(super) fn bind(source: &Path, target: &str, read_only: bool) -> Mount {
 
 /// A port of a container on a free port of loopback.
 pub(super) fn published(container: u16, protocol: Protocol) -> Result<PortMapping, Unmet> {
-    Ok(PortMapping {
-        host_ip: Ipv4Addr::LOCALHOST.into(),
-        host: free_port(protocol)?,
-        container,
-        protocol,
-    })
+    Ok(PortMapping { host_ip: Ipv4Addr::LOCALHOST.into(), host: free_port(protocol)?, container, protocol })
 }
 
 /// One that nobody has at the moment.

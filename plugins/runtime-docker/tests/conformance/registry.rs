@@ -53,9 +53,7 @@ impl Registry {
                 let service = service_fn(move |request| ready(answer(&layout, &request)));
                 connections.spawn(async move {
                     // A client that hangs up has what it wanted.
-                    let _ = http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await;
+                    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
                 });
             }
         });
@@ -63,9 +61,7 @@ impl Registry {
     }
 
     pub(crate) fn image(&self) -> ImageRef {
-        format!("127.0.0.1:{}/{REPOSITORY}:{TAG}", self.port)
-            .parse()
-            .unwrap()
+        format!("127.0.0.1:{}/{REPOSITORY}:{TAG}", self.port).parse().unwrap()
     }
 }
 
@@ -81,15 +77,10 @@ impl Layout {
             .status()?;
         ensure!(unpacked.success(), "cannot unpack {}", archive.display());
         let index: Value = serde_json::from_slice(&fs::read(directory.path().join("index.json"))?)?;
-        let manifests = index["manifests"]
-            .as_array()
-            .context("an index without manifests")?;
+        let manifests = index["manifests"].as_array().context("an index without manifests")?;
         let named = |manifest: &&Value| manifest["annotations"]["io.containerd.image.name"] == name;
         let manifest = manifests.iter().find(named).context("no image of that name")?;
-        let manifest = manifest["digest"]
-            .as_str()
-            .context("a manifest without digest")?
-            .to_owned();
+        let manifest = manifest["digest"].as_str().context("a manifest without digest")?.to_owned();
         Ok(Self { directory, manifest })
     }
 
@@ -100,9 +91,7 @@ impl Layout {
 
     /// Digest and media type of what a path means.
     fn find(&self, path: &str) -> Option<(String, &'static str)> {
-        let (kind, name) = path
-            .strip_prefix(&format!("/v2/{REPOSITORY}/"))?
-            .split_once('/')?;
+        let (kind, name) = path.strip_prefix(&format!("/v2/{REPOSITORY}/"))?.split_once('/')?;
         match (kind, name) {
             ("manifests", TAG) => Some((self.manifest.clone(), MANIFEST)),
             ("manifests", digest) => Some((digest.to_owned(), MANIFEST)),
@@ -118,13 +107,9 @@ fn answer(layout: &Layout, request: &Request<Incoming>) -> http::Result<Response
         return Ok(Response::new(Full::default()));
     }
     let found = layout.find(path);
-    let content = found
-        .as_ref()
-        .and_then(|(digest, _)| fs::read(layout.blob(digest)).ok());
+    let content = found.as_ref().and_then(|(digest, _)| fs::read(layout.blob(digest)).ok());
     let (Some((digest, kind)), Some(content)) = (found, content) else {
-        return Response::builder()
-            .status(StatusCode::NOT_FOUND)
-            .body(Full::default());
+        return Response::builder().status(StatusCode::NOT_FOUND).body(Full::default());
     };
     let answer = Response::builder()
         .header(CONTENT_TYPE, kind)
