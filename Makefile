@@ -65,8 +65,9 @@ audit: ## known vulnerabilities in dependencies; needs the advisory database, wh
 	@scripts/setup.sh lint
 	$(CARGO) deny check advisories
 
-bench: ## what it costs
+bench: ## what it costs; docs/performance.md
 	@scripts/setup.sh build engine
+	$(CARGO) build --release --package host-service
 	$(CARGO) bench --package host-tests
 
 upload: ## a release archive, copied to UPLOAD_TARGET: a directory or s3://BUCKET/PREFIX
