@@ -18,7 +18,7 @@ pub fn registry() -> Registry {
     }
 }
 
-/// The plugin that `[kind]` calls `name`, built from its own section. For commands that work without the service.
+/// The plugin that `[kind]` calls `name`, built from its own section.
 ///
 /// # Errors
 /// There is none, or it cannot be built.

@@ -7,7 +7,7 @@
 
 use std::{
     panic::AssertUnwindSafe,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
@@ -16,45 +16,43 @@ use anyhow::Context as _;
 use futures::{FutureExt, future::BoxFuture};
 use host_config::{Loaded, SeccompChoice, Settings};
 use host_core::{
-    InstanceName,
     gpu::Gpu,
-    lease::Pools,
     planner::DrainCause,
     pubsub::Registered,
-    registry::{Context, Plugin, Plugins, Registry},
+    registry::{Plugins, Registry},
     runtime::{Runtime, Seccomp},
     telemetry::Telemetry,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    sync::{Notify, mpsc, watch},
-};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    admin::{AdminServer, metrics_server::MetricsServer, views::Readiness},
     deadline::within,
-    files::{Owner, Root},
-    host::{Condition, DrainOrder, Host, Listening, Parts},
+    host::{Condition, DrainOrder, Host, Parts},
     identity,
-    leftovers::Leftovers,
     lobby::{Lobby, LobbyLimits},
     mandelbox::Board,
     metrics::Metrics,
     monitor,
     orchestrator::{Inputs, Orchestrator, Shared},
     plugins,
-    records::Records,
     telemetry::Dispatch,
-    transport::{OnRequest, Options, Server},
     watchers,
 };
 
+mod ground;
+mod pools;
+mod servers;
+mod signals;
+
+use ground::{Ground, clear_leftovers};
+use pools::{capacity, pools};
+use servers::Servers;
+use signals::{Signals, obey};
+
 /// Sightings that may wait for the orchestrator; the engine's stream waits when there are more.
 const SIGHTINGS: usize = 1024;
-/// Requests in flight when everything else has ended get this long.
-const REQUESTS_END: Duration = Duration::from_secs(4);
 /// All servers together, their tasks' ends included.
 const SERVERS_END: Duration = Duration::from_secs(5);
 
@@ -119,73 +117,6 @@ async fn serve(
     }
 }
 
-/// The directories that this service works in, and its alone. Dropping it removes them as far as nothing is in them.
-struct Ground {
-    root: Root,
-    records: Arc<Records>,
-    /// A certificate made by itself is worth nothing to anybody once the service is gone.
-    certificate: Option<PathBuf>,
-}
-
-impl Ground {
-    fn open(settings: &Settings) -> anyhow::Result<Self> {
-        let records = Arc::new(Records::open(&settings.paths.state)?);
-        let owner = Owner { uid: settings.mandelbox.uid, gid: settings.mandelbox.gid };
-        let root = Root::open(&settings.paths.root, owner).inspect_err(|_| records.close());
-        let root =
-            root.with_context(|| format!("paths.root {} cannot be used", settings.paths.root.display()))?;
-        let generated = settings.http.certificate.is_none();
-        let certificate = generated.then(|| settings.paths.state.join("tls"));
-        Ok(Self { root, records, certificate })
-    }
-}
-
-impl Drop for Ground {
-    fn drop(&mut self) {
-        if let Some(certificate) = &self.certificate {
-            // There is none where the start failed early.
-            let _ = std::fs::remove_dir_all(certificate);
-        }
-        self.root.close();
-        self.records.close();
-    }
-}
-
-/// Everything that listens.
-struct Servers {
-    transport: Server,
-    admin: AdminServer,
-    metrics: MetricsServer,
-}
-
-impl Servers {
-    async fn bind(host: &Host, shared: &Shared) -> anyhow::Result<Self> {
-        let settings = &shared.settings;
-        let (of, metrics, asked) = (host.clone(), shared.metrics.clone(), host.clone());
-        let text = move || metrics.text(&of).unwrap_or_default();
-        let ready = move || Readiness::of(&asked.condition());
-        let user = identity::LOCAL_USER.parse().context("the local user")?;
-        let on_request = OnRequest::of(host, user);
-        Ok(Self {
-            metrics: MetricsServer::bind(settings.metrics.listen, text, ready).await?,
-            transport: Server::build(Options::try_from(&**settings)?, shared.lobby.clone(), on_request)
-                .await?,
-            admin: AdminServer::bind(&settings.admin)?,
-        })
-    }
-
-    fn listening(&self) -> anyhow::Result<Listening> {
-        Ok(Listening { http: self.transport.local_addr()?, metrics: self.metrics.local_addr()? })
-    }
-
-    /// Serves until `stop`; each server then ends in its own time.
-    fn run(self, host: &Host, tasks: &TaskTracker, stop: &CancellationToken) {
-        tasks.spawn(self.transport.run(stop.clone(), REQUESTS_END));
-        tasks.spawn(self.admin.run(host.clone(), stop.clone()));
-        tasks.spawn(self.metrics.run(stop.clone()));
-    }
-}
-
 /// Everything that is needed, ready to run.
 struct Service {
     host: Host,
@@ -212,8 +143,8 @@ impl Service {
         let name = identity::name(settings.instance.name.as_ref()).context("instance.name")?;
         let (runtime, gpu, pubsub) = tokio::try_join!(
             runtime(registry, &loaded),
-            build(&registry.gpus, "gpu", &settings.gpu.plugin, &loaded),
-            build(&registry.pubsubs, "pubsub", &settings.pubsub.plugin, &loaded),
+            plugin(&registry.gpus, "gpu", &settings.gpu.plugin, &loaded),
+            plugin(&registry.pubsubs, "pubsub", &settings.pubsub.plugin, &loaded),
         )?;
         clear_leftovers(runtime.as_ref(), ground, &name, &settings, options).await?;
         let pools = pools(&settings);
@@ -319,31 +250,26 @@ async fn supervise(name: &'static str, mut task: BackgroundTask) {
     }
 }
 
-/// The plugin of that name, built from its section.
-async fn build<P: ?Sized + 'static>(
+async fn plugin<P: ?Sized + 'static>(
     plugins: &Plugins<P>,
     kind: &str,
     name: &str,
     loaded: &Loaded,
 ) -> anyhow::Result<Arc<P>> {
-    let plugin: &Plugin<P> =
-        plugins.get(name).with_context(|| format!("there is no {kind} plugin {name:?}"))?;
-    let context =
-        Context { state_dir: loaded.settings.paths.state.clone(), local: loaded.profile.is_local() };
-    let built = plugin.build(&loaded.section(kind, name), context).await;
+    let built = plugins::build(plugins, kind, name, loaded).await;
     built.with_context(|| format!("{kind} plugin {name} cannot be used"))
 }
 
 async fn telemetry(registry: &Registry, loaded: &Loaded) -> anyhow::Result<Dispatch> {
     let mut plugins: Vec<Arc<dyn Telemetry>> = Vec::new();
     for name in &loaded.settings.telemetry.plugins {
-        plugins.push(build(&registry.telemetries, "telemetry", name, loaded).await?);
+        plugins.push(plugin(&registry.telemetries, "telemetry", name, loaded).await?);
     }
     Ok(Dispatch::new(plugins, loaded.profile.name()))
 }
 
 async fn runtime(registry: &Registry, loaded: &Loaded) -> anyhow::Result<Arc<dyn Runtime>> {
-    let runtime = build(&registry.runtimes, "runtime", &loaded.settings.runtime.plugin, loaded).await?;
+    let runtime = plugin(&registry.runtimes, "runtime", &loaded.settings.runtime.plugin, loaded).await?;
     let limit = loaded.settings.mandelbox.timeouts.start;
     let info = within(limit, "asking the container engine", runtime.health()).await.with_context(|| {
         format!("runtime plugin {} has no engine to work with", loaded.settings.runtime.plugin)
@@ -355,71 +281,6 @@ async fn runtime(registry: &Registry, loaded: &Loaded) -> anyhow::Result<Arc<dyn
         "container engine reached"
     );
     Ok(runtime)
-}
-
-async fn clear_leftovers(
-    runtime: &dyn Runtime,
-    ground: &Ground,
-    name: &InstanceName,
-    settings: &Settings,
-    options: RunOptions,
-) -> anyhow::Result<()> {
-    let limit = settings.mandelbox.timeouts.remove;
-    let Ground { root, records, .. } = ground;
-    let leftovers = Leftovers::find(runtime, records, root, name, limit).await?;
-    if leftovers.is_empty() {
-        return Ok(());
-    }
-    anyhow::ensure!(
-        options.purge_leftovers,
-        "an earlier host-service left this behind:\n{leftovers}look at it, then remove exactly this with \
-         `host-service run --purge-leftovers`"
-    );
-    tracing::warn!(leftovers = %leftovers, "removing what an earlier host-service left");
-    Ok(leftovers.purge(runtime, records.clone(), root.clone(), limit).await?)
-}
-
-/// The service's own ports are never leased, and the search begins anywhere, so that a restarted service does not
-/// begin with ports its predecessor's clients still know.
-fn pools(settings: &Settings) -> Pools {
-    let own = [settings.http.listen.port(), settings.metrics.listen.port()];
-    let mut ports: Vec<u16> =
-        settings.mandelbox.port_range.numbers().filter(|port| !own.contains(port)).collect();
-    let begin = rand::random_range(0..ports.len().max(1));
-    ports.rotate_left(begin);
-    warn_of_ephemeral_ports(settings);
-    let now = || tokio::time::Instant::now().into_std();
-    let mandelbox = &settings.mandelbox;
-    let pools = Pools::new(
-        ports,
-        mandelbox.port_quarantine,
-        mandelbox.tty_range.numbers(),
-        settings.gpu.slots_per_gpu,
-        now,
-    );
-    match mandelbox.capacity.map(u16::try_from) {
-        Some(Ok(capacity)) => pools.limited_to(capacity, now),
-        // More than there are ports or none given: no limit of its own.
-        Some(Err(_)) | None => pools,
-    }
-}
-
-fn warn_of_ephemeral_ports(settings: &Settings) {
-    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    let mut bounds = range.split_whitespace().filter_map(|bound| bound.parse::<u16>().ok());
-    let (Some(low), Some(high)) = (bounds.next(), bounds.next()) else { return };
-    let ours = settings.mandelbox.port_range;
-    if ours.start <= high && low <= ours.end {
-        tracing::warn!(%ours, low, high, "mandelbox.port_range overlaps the ports that the kernel gives to clients");
-    }
-}
-
-/// How many mandelboxes fit, by whatever is scarcest.
-fn capacity(settings: &Settings, pools: &Pools) -> u32 {
-    let per_mandelbox = settings.mandelbox.ports.len().max(1);
-    let fits = pools.ttys.size().min(pools.ports.size() / per_mandelbox);
-    let fits = u32::try_from(fits).unwrap_or(u32::MAX);
-    [settings.mandelbox.capacity, pools.gpus.capacity()].into_iter().flatten().fold(fits, u32::min)
 }
 
 fn lobby(settings: &Settings) -> Arc<Lobby> {
@@ -507,40 +368,4 @@ fn finish(shared: &Shared, cause: DrainCause) -> anyhow::Result<()> {
     );
     tracing::info!(?cause, "nothing is left; the service ends");
     Ok(())
-}
-
-/// The process's signals: each wakes [`Signals::next`] once.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn new() -> anyhow::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-            _ = self.hangup.recv() => {}
-        }
-    }
-}
-
-/// The first signal drains, the second hurries, the third kills.
-async fn obey(mut signals: Signals, host: Host, killed: CancellationToken) {
-    signals.next().await;
-    host.drain(DrainOrder { cause: DrainCause::Signal, deadline: None, force: false });
-    signals.next().await;
-    tracing::warn!("a second signal: ending every session now; a third one kills the service");
-    host.drain(DrainOrder { cause: DrainCause::Signal, deadline: Some(Duration::ZERO), force: true });
-    signals.next().await;
-    killed.cancel();
 }
