@@ -54,8 +54,7 @@ impl Disk {
     }
 }
 
-/// Spins it up, keeps it, takes it down. Returns its row unless it could not even be
-/// claimed, so that it may be tried again.
+/// Spins it up, keeps it, takes it down.
 pub(super) async fn own(shared: Arc<Shared>, mandelbox: Arc<Mandelbox>) -> Ended {
     let mut estate = Estate::default();
     let life = AssertUnwindSafe(live(&shared, &mandelbox, &mut estate)).catch_unwind().await;

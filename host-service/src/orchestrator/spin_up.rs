@@ -249,7 +249,8 @@ impl SpinUp<'_> {
 
     /// An exit while the start was under way was kept until the start was known to have worked.
     fn exited_already(&self) -> Result<(), EndReason> {
-        self.mandelbox.state().exited.map_or(Ok(()), |exit| Err(EndReason::Exited(exit)))
+        let exited = self.mandelbox.state().exited;
+        exited.map_or(Ok(()), |exit| Err(EndReason::Exited(self.mandelbox.with_oom(exit))))
     }
 
     async fn launch_once(

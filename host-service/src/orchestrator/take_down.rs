@@ -152,25 +152,27 @@ impl TakeDown<'_> {
         else {
             return;
         };
-        let settings = &self.shared.settings.mandelbox;
-        let graced = |order: &EndOrder| Instant::now() + order.grace.unwrap_or(settings.stop_grace);
-        let grace = order.grace.unwrap_or(settings.stop_grace);
-        let mut until = graced(order);
+        let grace_of = |order: &EndOrder| order.grace.unwrap_or(self.shared.settings.mandelbox.stop_grace);
+        let grace = grace_of(order);
+        if grace.is_zero() {
+            return;
+        }
         let container = container.into();
         let mut stop = std::pin::pin!(self.shared.runtime.stop(&container, grace));
+        // The engine kills at the end of the grace; a moment more, and the removal does.
+        let mut until = Instant::now() + grace + KILL_MARGIN;
         loop {
             tokio::select! {
-                stopped = &mut stop, if !grace.is_zero() => {
+                stopped = &mut stop => {
                     if let Err(error) = stopped {
                         tracing::warn!(error = %chain(&error), "the container could not be stopped; removing it");
                     }
                     return;
                 }
-                // The engine kills at the end of the grace; a moment more, and the removal does.
-                () = sleep_until(until + KILL_MARGIN) => return,
+                () = sleep_until(until) => return,
                 Ok(()) = orders.changed() => {
-                    let sooner = orders.borrow_and_update().as_ref().map(graced);
-                    until = sooner.map_or(until, |sooner| sooner.min(until));
+                    let later = orders.borrow_and_update().as_ref().map(grace_of).unwrap_or(grace);
+                    until = until.min(Instant::now() + later);
                 }
             }
         }
