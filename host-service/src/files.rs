@@ -19,10 +19,13 @@ use cap_std::{
     ambient_authority,
     fs::{Dir, DirBuilder, DirBuilderExt as _, OpenOptions, OpenOptionsExt},
 };
-use futures::StreamExt;
 use host_core::MandelboxId;
-use inotify::{EventStream, Inotify, WatchMask};
 use rustix::fs::{AtFlags, FlockOperation, Gid, Mode, OFlags, Uid, flock};
+use tokio::time::{sleep, timeout};
+
+mod watches;
+
+use watches::{Watch, Watches};
 
 /// Created by the application when it can take its client.
 pub const READY_FOR_CLIENT: &str = "done_sleeping_until_X_clients";
@@ -40,12 +43,16 @@ const SOCKETS: &str = "sockets";
 
 /// How often a file is looked for where the kernel has no watch left.
 const POLL: Duration = Duration::from_millis(25);
+/// How often it is looked for all the same where there is one.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// `[paths] root`, where mandelboxes have their directories, held by one service. Clones share the hold.
 #[derive(Debug, Clone)]
 pub struct Root {
     path: PathBuf,
     owner: Owner,
+    /// `None` where the kernel gave no inotify instance.
+    watches: Option<Watches>,
     _lock: Arc<File>,
 }
 
@@ -74,7 +81,18 @@ impl Root {
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
         let lock = File::from(rustix::fs::open(path, flags, Mode::empty())?);
         flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-        Ok(Self { path: path.to_owned(), owner, _lock: Arc::new(lock) })
+        let watches = Watches::new().inspect_err(|error| {
+            tracing::warn!(%error, "no inotify instance left (fs.inotify.max_user_instances); looking for files instead");
+        });
+        Ok(Self { path: path.to_owned(), owner, watches: watches.ok(), _lock: Arc::new(lock) })
+    }
+
+    /// Tells those who wait for files. To be run as long as the service; without it they look now and then.
+    pub async fn tell_arrivals(&self) {
+        let Some(watches) = &self.watches else { return };
+        if let Err(error) = watches.read().await {
+            tracing::warn!(%error, "files are no longer watched for; looking for them now and then");
+        }
     }
 
     /// Where a mandelbox has its directory.
@@ -115,7 +133,12 @@ impl Root {
             own.open_dir(MAPPINGS)
         });
         match made {
-            Ok(mappings) => Ok(Files { dir: Arc::new(mappings), path: self.of(id), owner: self.owner }),
+            Ok(mappings) => Ok(Files {
+                dir: Arc::new(mappings),
+                path: self.of(id),
+                owner: self.owner,
+                watches: self.watches.clone(),
+            }),
             Err(error) => {
                 // The error that matters is the first one.
                 let _ = self.remove(id);
@@ -206,6 +229,7 @@ pub struct Files {
     dir: Arc<Dir>,
     path: PathBuf,
     owner: Owner,
+    watches: Option<Watches>,
 }
 
 impl Files {
@@ -242,48 +266,34 @@ impl Files {
 
     /// Begins to watch for a file before anybody can create it; see [`Arrival::wait`].
     pub fn watch(&self, name: &'static str) -> Arrival {
-        let events = self.events().inspect_err(|error| {
-            tracing::warn!(%error, "no watch left (fs.inotify.max_user_instances); looking for the file instead");
+        let watch = self.watches.as_ref().and_then(|watches| {
+            let told = |error: &io::Error| {
+                tracing::warn!(%error, "no watch left (fs.inotify.max_user_watches); looking for the file instead");
+            };
+            watches.add(&self.mappings()).inspect_err(told).ok()
         });
-        Arrival { files: self.clone(), name, events: events.ok() }
-    }
-
-    fn events(&self) -> io::Result<EventStream<Vec<u8>>> {
-        let inotify = Inotify::init()?;
-        inotify.watches().add(self.mappings(), WatchMask::CREATE | WatchMask::MOVED_TO)?;
-        inotify.into_event_stream(vec![0; 1024])
+        Arrival { files: self.clone(), name, watch }
     }
 }
 
 /// A file awaited in a mandelbox's directory.
+#[derive(Debug)]
 pub struct Arrival {
     files: Files,
     name: &'static str,
-    events: Option<EventStream<Vec<u8>>>,
-}
-
-impl std::fmt::Debug for Arrival {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Arrival")
-            .field("files", &self.files)
-            .field("name", &self.name)
-            .finish_non_exhaustive()
-    }
+    watch: Option<Watch>,
 }
 
 impl Arrival {
     /// Returns once the file is there: the watch began before, so it looks first and then waits.
-    ///
-    /// # Errors
-    /// The watch broke.
-    pub async fn wait(mut self) -> io::Result<()> {
+    pub async fn wait(self) {
         while self.files.dir.symlink_metadata(self.name).is_err() {
-            match &mut self.events {
-                Some(events) => drop(events.next().await.transpose()?),
-                None => tokio::time::sleep(POLL).await,
+            match &self.watch {
+                // Should the kernel or the reader lose an event, a look now and then finds the file all the same.
+                Some(watch) => drop(timeout(LOOK_AGAIN, watch.told()).await),
+                None => sleep(POLL).await,
             }
         }
-        Ok(())
     }
 }
 
@@ -401,15 +411,37 @@ mod tests {
 
     #[tokio::test]
     async fn readiness_is_seen_whether_it_comes_before_or_after_the_wait() {
+        let (_scratch, root, _) = root();
+        let mut reader = tokio::task::JoinSet::new();
+        let of = root.clone();
+        reader.spawn(async move { of.tell_arrivals().await });
+        for early in [true, false] {
+            let files = root.create(&format!("early-{early}").parse().unwrap()).unwrap();
+            let arrival = files.watch(READY_FOR_CLIENT);
+            files.write("something_else", b"").unwrap();
+            let path = files.mappings().join(READY_FOR_CLIENT);
+            if early {
+                std::fs::write(&path, "").unwrap();
+                arrival.wait().await;
+            } else {
+                tokio::join!(arrival.wait(), async { std::fs::write(path, "").unwrap() });
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn readiness_is_seen_where_there_is_no_watch() {
         let (_scratch, root, id) = root();
-        let files = root.create(&id).unwrap();
-        let early = files.watch(READY_FOR_CLIENT);
-        let late = files.watch(READY_FOR_CLIENT);
-        files.write("something_else", b"").unwrap();
-        let path = files.mappings().join(READY_FOR_CLIENT);
-        let waiting = late.wait();
-        let (arrived, ()) = tokio::join!(waiting, async { std::fs::write(path, "").unwrap() });
-        arrived.unwrap();
-        early.wait().await.unwrap();
+        let mut files = root.create(&id).unwrap();
+        for watches in [files.watches.clone(), None] {
+            files.watches = watches;
+            let arrival = files.watch(READY);
+            let later = async {
+                sleep(Duration::from_secs(3)).await;
+                files.write(READY, b"").unwrap();
+            };
+            tokio::join!(arrival.wait(), later);
+            files.dir.remove_file(READY).unwrap();
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The service from start to end: build (may do I/O, spawns nothing), run, drain.
 //!
-//! Tasks, all owned here: the two of `watchers`, the two of `monitor`, one per
+//! Tasks, all owned here: the two of `watchers`, the two of `monitor`, one that watches files, one per
 //! server, one for signals; the orchestrator runs in `run` itself and owns one task per mandelbox. The order of the
 //! end: the orchestrator returns when nothing is left, then servers finish what they have begun, the instance's row
 //! goes, the directories go, and the records are flushed last.
@@ -213,6 +213,8 @@ impl Service {
             "figures",
             Box::new(move || Box::pin(monitor::collect(of.clone(), gpu.clone(), condition_in.clone()))),
         );
+        let root = shared.root.clone();
+        tasks.spawn(stop.clone().run_until_cancelled_owned(async move { root.tell_arrivals().await }));
         let killed = CancellationToken::new();
         tasks.spawn(stop.clone().run_until_cancelled_owned(obey(signals, host.clone(), killed.clone())));
         servers.run(&host, &tasks, &stop);

@@ -310,7 +310,7 @@ impl SpinUp<'_> {
         let limit = self.shared.settings.mandelbox.timeouts.application;
         self.stage(Stage::Application, async {
             match tokio::time::timeout(limit, arrival.wait()).await {
-                Ok(arrived) => arrived.map_err(StageError::from),
+                Ok(()) => Ok(()),
                 Err(_) => Err(StageError::Failed(format!(
                     "the application did not create {READY_FOR_CLIENT} within {limit:?}"
                 ))),

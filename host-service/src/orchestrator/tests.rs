@@ -64,6 +64,8 @@ impl World {
             started: std::time::Instant::now(),
         });
         let mut watchers = JoinSet::new();
+        let root = shared.root.clone();
+        watchers.spawn(async move { root.tell_arrivals().await });
         watchers.spawn(watchers::watch_pubsub(shared.clone(), desired_in, condition.clone()));
         watchers.spawn(watchers::watch_runtime(shared.clone(), sightings_in, condition.clone()));
         let mut orchestrator = JoinSet::new();
