@@ -160,6 +160,17 @@ impl Mandelbox {
         self.state.send_modify(change);
     }
 
+    /// Keeps an exit while the engine still starts the container, for the owner to judge. `false` when it does not.
+    pub(crate) fn keep_exit(&self, exit: Exit) -> bool {
+        self.state.send_if_modified(|state| {
+            let starting = state.phase == Phase::Launching;
+            if starting {
+                state.exited = Some(exit);
+            }
+            starting
+        })
+    }
+
     /// An exit, with what earlier events told of it.
     pub(crate) fn with_oom(&self, exit: Exit) -> Exit {
         Exit { oom: exit.oom || self.state.borrow().oom, ..exit }

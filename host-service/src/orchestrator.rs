@@ -286,9 +286,7 @@ impl Orchestrator {
         let Some(mandelbox) = self.shared.board.all().into_iter().find(owns) else { return };
         let reason = match event.change {
             // A start that fails can end the container too: what it means is the spin-up's to say.
-            ContainerChange::Exited(exit) if mandelbox.state().phase == Phase::Launching => {
-                return mandelbox.update(|state| state.exited = Some(exit));
-            }
+            ContainerChange::Exited(exit) if mandelbox.keep_exit(exit) => return,
             ContainerChange::Exited(exit) => EndReason::Exited(mandelbox.with_oom(exit)),
             ContainerChange::Removed => EndReason::ContainerLost,
             ContainerChange::Oom => return mandelbox.update(|state| state.oom = true),

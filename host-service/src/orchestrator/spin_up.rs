@@ -214,7 +214,7 @@ impl SpinUp<'_> {
             *engine_asked = true;
             self.launch(leases, disk, &Ingredients { files, image, key }).await?;
             self.mandelbox.advance(Event::Launched);
-            Ok(())
+            self.exited_already()
         };
         let deliver = async {
             let data =
@@ -235,7 +235,7 @@ impl SpinUp<'_> {
         let mut tries = 1;
         loop {
             let failure = match self.launch_once(leases.as_ref(), disk, ingredients).await {
-                Ok(()) => return self.exited_already(),
+                Ok(()) => return Ok(()),
                 Err(failure) => failure,
             };
             if !failure.port_taken || tries == LAUNCH_TRIES {
@@ -247,7 +247,7 @@ impl SpinUp<'_> {
         }
     }
 
-    /// An exit while the start was under way was kept until the start was known to have worked.
+    /// An exit while the start was under way was kept until the start was known to have worked; a later one is an order.
     fn exited_already(&self) -> Result<(), EndReason> {
         let exited = self.mandelbox.state().exited;
         exited.map_or(Ok(()), |exit| Err(EndReason::Exited(self.mandelbox.with_oom(exit))))
