@@ -3,7 +3,7 @@
 //! A behaviour is a function over a trait object, or over a fixture that a plugin's tests implement around it where
 //! the trait alone cannot bring about what is to be seen. [`report::run`] tries a list of them:
 //!
-//! ```ignore
+//! ```text
 //! let report = conformance::report::run("gpu-sim", gpu.as_ref(), &conformance::gpu::behaviours()).await;
 //! assert!(report.holds(), "{report}");
 //! ```
