@@ -10,6 +10,7 @@ service=build/host-service
 socket=/var/run/docker.sock
 state=$PWD/build/docker
 engine=
+bridge=
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
 as_root() {
@@ -41,6 +42,7 @@ ensure_engine() {
     else
         echo "run: no Docker Engine runs here, so one is started until this ends; its state is in build/docker" >&2
         mkdir -p "$state"
+        bridge=$(ip -oneline link show docker0 2>/dev/null || echo none)
         # In a session of its own Ctrl-C does not reach it: the service goes first.
         as_root setsid dockerd --host "unix://$socket" --data-root "$state/data" --pidfile "$state/pid" \
             </dev/null >"$state/log" 2>&1 &
@@ -54,6 +56,7 @@ stop_engine() {
         echo "run: stopping the Docker Engine that was started here" >&2
         as_root kill "$(<"$state/pid")" 2>/dev/null || true
         wait "$engine" || true
+        if [[ $bridge == none ]]; then as_root ip link delete docker0 2>/dev/null || true; fi
     fi
 }
 
