@@ -32,7 +32,7 @@ pub(crate) async fn collect(shared: Arc<Shared>, gpu: Arc<dyn Gpu>, condition: w
         let metrics = shared.metrics.clone();
         // A disk that hangs must not take a thread of the runtime with it.
         let collected = blocking(move || {
-            let resources = collector.collect(&metrics);
+            let resources = collector.collect(&|what| metrics.collector_failed(what));
             Ok((collector, resources))
         });
         let Ok((back, resources)) = collected.await else {

@@ -44,10 +44,10 @@ use crate::{
     metrics::Metrics,
     records::Records,
     retry::Pauses,
-    watchers::Sighting,
 };
 
 mod container;
+mod estate;
 pub(crate) mod image;
 mod owner;
 mod spin_up;
@@ -88,6 +88,15 @@ pub(crate) struct Inputs {
     pub desired: watch::Receiver<Option<DesiredState>>,
     pub sightings: mpsc::Receiver<Sighting>,
     pub drains: mpsc::UnboundedReceiver<DrainOrder>,
+}
+
+/// What the engine showed.
+#[derive(Debug)]
+pub(crate) enum Sighting {
+    /// A container changed.
+    Event(ContainerEvent),
+    /// Every container of this host, and which were expected to be there when the list was asked for.
+    List { containers: Vec<Container>, expected: BTreeMap<MandelboxId, ContainerId> },
 }
 
 /// See the module's description.

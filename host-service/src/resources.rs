@@ -5,8 +5,6 @@ use std::path::{Path, PathBuf};
 
 use procfs::{Current, CurrentSI, KernelStats, LoadAverage, Meminfo};
 
-use crate::metrics::Metrics;
-
 /// The figures, in their own units.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Resources {
@@ -41,13 +39,13 @@ impl Collector {
         Self { disk: disk.to_owned(), last: Resources::default(), ticks: ticks().ok() }
     }
 
-    /// The figures now.
-    pub(crate) fn collect(&mut self, metrics: &Metrics) -> Resources {
+    /// The figures now; `failed` is told which could not be collected.
+    pub(crate) fn collect(&mut self, failed: &dyn Fn(&'static str)) -> Resources {
         let idle = self.idle_cores();
-        keep(&mut self.last.idle_cores, idle, "cpu", metrics);
-        keep(&mut self.last.memory_available_bytes, memory(), "memory", metrics);
-        keep(&mut self.last.load1, load(), "load", metrics);
-        keep(&mut self.last.disk_free_bytes, disk(&self.disk), "disk", metrics);
+        keep(&mut self.last.idle_cores, idle, "cpu", failed);
+        keep(&mut self.last.memory_available_bytes, memory(), "memory", failed);
+        keep(&mut self.last.load1, load(), "load", failed);
+        keep(&mut self.last.disk_free_bytes, disk(&self.disk), "disk", failed);
         self.last
     }
 
@@ -63,11 +61,11 @@ impl Collector {
     }
 }
 
-fn keep(last: &mut f64, now: anyhow::Result<f64>, what: &'static str, metrics: &Metrics) {
+fn keep(last: &mut f64, now: anyhow::Result<f64>, what: &'static str, failed: &dyn Fn(&'static str)) {
     match now {
         Ok(value) => *last = value,
         Err(error) => {
-            metrics.collector_failed(what);
+            failed(what);
             tracing::debug!(what, %error, "a figure could not be collected");
         }
     }
@@ -104,16 +102,19 @@ mod tests {
 
     #[test]
     fn every_figure_of_this_machine_is_plausible() {
-        let resources = Collector::new(Path::new("/")).collect(&Metrics::default());
+        let resources = Collector::new(Path::new("/")).collect(&|_| {});
         assert!(resources.memory_available_bytes > 1e6, "{resources:?}");
         assert!(resources.idle_cores >= 0.0 && resources.idle_cores < 4096.0, "{resources:?}");
         assert!(resources.disk_free_bytes > 0.0, "{resources:?}");
     }
 
     #[test]
-    fn one_figure_that_fails_stops_no_other() {
-        let resources = Collector::new(Path::new("/does/not/exist")).collect(&Metrics::default());
+    fn one_figure_that_fails_is_told_and_stops_no_other() {
+        let failed = std::cell::RefCell::new(Vec::new());
+        let mut collector = Collector::new(Path::new("/does/not/exist"));
+        let resources = collector.collect(&|what| failed.borrow_mut().push(what));
         assert!(resources.memory_available_bytes > 1e6);
         assert!(resources.disk_free_bytes.abs() < 1.0);
+        assert_eq!(failed.into_inner(), ["disk"]);
     }
 }

@@ -9,14 +9,20 @@ use host_core::{
     lifecycle::Phase,
     planner::LABEL_RUN,
     pubsub::DesiredState,
-    runtime::{Container, ContainerEvent, ContainerId, RuntimeEvent, Selector},
+    runtime::{ContainerId, RuntimeEvent, Selector},
 };
 use tokio::{
     sync::{mpsc, watch},
     time::{interval, timeout},
 };
 
-use crate::{deadline::within, host::Condition, mandelbox::Board, orchestrator::Shared, retry::Pauses};
+use crate::{
+    deadline::within,
+    host::Condition,
+    mandelbox::Board,
+    orchestrator::{Shared, Sighting},
+    retry::Pauses,
+};
 
 /// A silent loss of events, which no engine should have, costs at most this.
 const LIST_EVERY: Duration = Duration::from_secs(30);
@@ -24,15 +30,6 @@ const LIST_EVERY: Duration = Duration::from_secs(30);
 const WATCH_ANEW: Duration = Duration::from_secs(60);
 /// Between tries to reach what does not answer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-
-/// What the engine showed.
-#[derive(Debug)]
-pub(crate) enum Sighting {
-    /// A container changed.
-    Event(ContainerEvent),
-    /// Every container of this host, and which were expected to be there when the list was asked for.
-    List { containers: Vec<Container>, expected: BTreeMap<MandelboxId, ContainerId> },
-}
 
 /// Keeps `desired` at what the control plane wants. Runs until it is dropped.
 pub(crate) async fn watch_pubsub(

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use host_core::{
+    ImageRef,
     planner::{LABEL_INSTANCE, LABEL_MANDELBOX, LABEL_RUN},
     runtime::{ContainerSpec, Device, EnvValue, Mount, Network, PortMapping, Propagation, Security},
     secret::AesKey,
 };
 
-use super::{Shared, spin_up::Ingredients};
+use super::Shared;
 use crate::{
     files::{Files, MAPPINGS_INSIDE, SOCKETS_INSIDE},
     mandelbox::{Mandelbox, State},
@@ -16,6 +17,13 @@ use crate::{
 
 /// The `gpu_index` of a mandelbox on a host without GPUs.
 pub(super) const NO_GPU: &str = "-1";
+
+/// What a container is made from, beside the settings and the leases.
+pub(super) struct Ingredients<'a> {
+    pub files: &'a Files,
+    pub image: &'a ImageRef,
+    pub key: &'a AesKey,
+}
 
 /// From the settings and what the mandelbox has leased.
 pub(super) fn spec(shared: &Shared, mandelbox: &Mandelbox, ingredients: &Ingredients<'_>) -> ContainerSpec {

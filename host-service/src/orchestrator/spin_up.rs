@@ -29,8 +29,10 @@ use host_core::{
 use secrecy::ExposeSecret;
 
 use super::{
-    Shared, container, image,
-    owner::{Disk, Estate},
+    Shared,
+    container::{self, Ingredients},
+    estate::{Disk, Estate},
+    image,
     take_down::remove_own,
 };
 use crate::{
@@ -347,13 +349,6 @@ impl SpinUp<'_> {
         });
         written.await
     }
-}
-
-/// What a container is made from, beside the settings and the leases.
-pub(super) struct Ingredients<'a> {
-    pub files: &'a Files,
-    pub image: &'a ImageRef,
-    pub key: &'a AesKey,
 }
 
 /// How a launch failed.

@@ -20,7 +20,7 @@ use tokio::{
 
 use super::{
     Shared,
-    owner::{Disk, Estate, Made},
+    estate::{Disk, Estate, Made},
 };
 use crate::{
     deadline::within,
