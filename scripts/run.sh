@@ -18,7 +18,8 @@ as_root() {
 }
 
 engine_listens() {
-    ss --listening --unix --no-header | grep --quiet 'run/docker\.sock '
+    # Read to the end: a reader that leaves early would fail the writer, and with it the pipeline.
+    ss --listening --unix --no-header | grep --extended-regexp ' (/var)?/run/docker\.sock ' >/dev/null
 }
 
 # wait_for WHAT CONDITION…: fails after 30 s.
@@ -42,6 +43,8 @@ ensure_engine() {
     else
         echo "run: no Docker Engine runs here, so one is started until this ends; its state is in build/docker" >&2
         mkdir -p "$state"
+        # Nothing listens, so what an earlier engine left here names a process that is gone or somebody else's.
+        as_root rm -f "$state/pid"
         bridge=$(ip -oneline link show docker0 2>/dev/null || echo none)
         # In a session of its own Ctrl-C does not reach it: the service goes first.
         as_root setsid dockerd --host "unix://$socket" --data-root "$state/data" --pidfile "$state/pid" \
@@ -54,8 +57,12 @@ ensure_engine() {
 stop_engine() {
     if [[ -n $engine ]]; then
         echo "run: stopping the Docker Engine that was started here" >&2
-        as_root kill "$(<"$state/pid")" 2>/dev/null || true
-        wait "$engine" || true
+        local pid
+        pid=$(cat "$state/pid" 2>/dev/null || true)
+        if [[ -n $pid && $(cat "/proc/$pid/comm" 2>/dev/null) == dockerd ]]; then
+            as_root kill "$pid"
+            wait "$engine" || true
+        fi
         if [[ $bridge == none ]]; then as_root ip link delete docker0 2>/dev/null || true; fi
     fi
 }

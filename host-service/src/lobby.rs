@@ -146,8 +146,8 @@ impl Lobby {
         Seat { lobby: self.clone(), id: id.clone(), number, wake }
     }
 
-    /// There will be no mandelbox of this id: whoever waits for it gets `failure`, and so does whoever asks for
-    /// it soon after.
+    /// There will be no mandelbox of this id: whoever waits for it gets `failure`, and so does whoever asks for it
+    /// soon after. Where there is one after all, its owner answers.
     pub fn refuse(&self, id: &MandelboxId, failure: Failure) {
         self.register().refuse(id, failure, Instant::now());
     }

@@ -52,6 +52,14 @@ pub(super) fn may(subject: Option<&UserId>, user: &UserId) -> bool {
     subject.is_none_or(|subject| subject == user)
 }
 
+/// Requests that may share one outcome: a client that asks again, not one that asks without end.
+const SHARERS: usize = 32;
+
+/// A place among those who wait for the same.
+pub(super) fn share(progress: &watch::Sender<Progress>) -> Result<watch::Receiver<Progress>, Failure> {
+    if progress.receiver_count() < SHARERS { Ok(progress.subscribe()) } else { Err(Failure::TooMany) }
+}
+
 /// In constant time: a digest stands for credentials.
 pub(super) fn same(a: &Digest, b: &Digest) -> bool {
     a.ct_eq(b).into()

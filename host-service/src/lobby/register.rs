@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{
     ClientRequest, Failure, LobbyLimits, Outcome, StartupData,
-    ask::{Ask, Progress, may, same},
+    ask::{Ask, Progress, may, same, share},
     seated::Seated,
 };
 
@@ -69,7 +69,7 @@ impl Register {
             Some(Meeting::Expected(asks)) => {
                 if let Some(ask) = asks.iter_mut().find(|ask| same(&ask.digest, &request.digest)) {
                     ask.deadline = deadline;
-                    return Ok(ask.progress.subscribe());
+                    return share(&ask.progress);
                 }
             }
             None => {}
@@ -152,7 +152,7 @@ impl Register {
     pub(super) fn refuse(&mut self, id: &MandelboxId, failure: Failure, now: Instant) {
         self.sweep(now);
         match self.meetings.get_mut(id) {
-            Some(Meeting::Seated(seated)) => return seated.answer(Err(failure), now),
+            Some(Meeting::Seated(_)) => return, // there is one after all: its owner answers
             Some(Meeting::Ended { .. }) => return, // the first reason is the true one
             Some(Meeting::Expected(asks)) => asks.drain(..).for_each(|ask| ask.fail(failure.clone())),
             None => {}

@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{
     Answer, ClientRequest, Failure, Outcome, StartupData,
-    ask::{Ask, Digest, Progress, may, same},
+    ask::{Ask, Digest, Progress, may, same, share},
 };
 
 /// A mandelbox's side of its meeting.
@@ -64,7 +64,7 @@ impl Seated {
                 self.wake.notify_one();
                 Ok(receiver)
             }
-            Step::Taken { digest, progress, .. } if same(digest, &request.digest) => Ok(progress.subscribe()),
+            Step::Taken { digest, progress, .. } if same(digest, &request.digest) => share(progress),
             Step::Answered { again: Some(again) } if same(&again.digest, &request.digest) => {
                 Ok(watch::channel(Progress::Answered(Ok(again.answer.clone()))).1)
             }

@@ -160,7 +160,7 @@ async fn a_full_lobby_still_serves_mandelboxes_that_are_there() {
 #[tokio::test(start_paused = true)]
 async fn identical_requests_share_one_answer_and_different_ones_are_refused() {
     let lobby = Lobby::new(LIMITS);
-    let first: Vec<_> = (0..100).map(|_| lobby.join(request("m", Some("ann"), 1)).unwrap()).collect();
+    let first: Vec<_> = (0..30).map(|_| lobby.join(request("m", Some("ann"), 1)).unwrap()).collect();
     assert_eq!(lobby.waiting(), 1);
     let different = lobby.join(request("m", Some("ann"), 2)).unwrap();
     let mut seat = lobby.open(&id("m"), &user("ann"));
@@ -257,6 +257,17 @@ async fn a_closed_lobby_takes_nobody_who_has_no_mandelbox_yet() {
     seat.answer(answer(1000));
     assert_eq!(told(delivered).await, "1000", "what is under way still has its answer");
     assert_eq!(told(lobby.join(request("n", Some("ben"), 1)).unwrap()).await, "1000", "and again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_request_cannot_be_asked_without_end() {
+    let lobby = Lobby::new(LIMITS);
+    let again = || lobby.join(request("m", Some("ann"), 1));
+    let waiting: Vec<_> = (0..100).map_while(|_| again().ok()).collect();
+    assert_eq!(refused(again()), "too_many");
+    assert!(waiting.len() < 100);
+    drop(waiting);
+    assert!(again().is_ok(), "those who hang up make room");
 }
 
 #[test]

@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use bollard::models::{
-    ContainerCreateBody, DeviceMapping, DeviceRequest, HostConfig, Mount as EngineMount, MountBindOptions,
-    MountBindOptionsPropagationEnum, MountType, PortBinding, PortMap, ResourcesUlimits,
+    ContainerCreateBody, DeviceMapping, DeviceRequest, HostConfig, HostConfigLogConfig, Mount as EngineMount,
+    MountBindOptions, MountBindOptionsPropagationEnum, MountType, PortBinding, PortMap, ResourcesUlimits,
 };
 use host_core::{
     ErrorKind, PluginError,
@@ -30,6 +30,7 @@ pub(crate) fn body(spec: &ContainerSpec, support: &Support) -> Result<ContainerC
         cap_drop: Some(vec!["ALL".to_owned()]),
         cap_add: Some(capabilities(&spec.security)),
         security_opt: Some(security_options(&spec.security, support)?),
+        log_config: support.log_files.then(bounded_log),
         ..HostConfig::default()
     };
     apply_limits(&mut host, &spec.limits, support)?;
@@ -44,6 +45,14 @@ pub(crate) fn body(spec: &ContainerSpec, support: &Support) -> Result<ContainerC
         host_config: Some(host),
         ..ContainerCreateBody::default()
     })
+}
+
+/// Output kept per container; an application that prints for ever must not fill the host's disk. The engine's usual
+/// driver stays, which an absent type means.
+fn bounded_log() -> HostConfigLogConfig {
+    let config = [("max-size", "10m"), ("max-file", "2")];
+    let config = config.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    HostConfigLogConfig { typ: None, config: Some(config) }
 }
 
 /// The GPU's variables win: they say which device the lease is for.
@@ -248,6 +257,7 @@ mod tests {
             cpu_shares: true,
             cpu_quota: true,
             apparmor: true,
+            log_files: true,
             cdi: Cdi::Untold,
         }
     }
@@ -387,12 +397,20 @@ mod tests {
     }
 
     #[test]
+    fn the_log_is_bounded_where_it_is_a_file() {
+        let elsewhere = Support { log_files: false, ..everything() };
+        assert_eq!(host(&spec(), &elsewhere).log_config, None);
+        let config = host(&spec(), &everything()).log_config.unwrap();
+        assert_eq!(config.typ, None, "the engine's usual driver");
+        assert_eq!(config.config.unwrap()["max-size"], "10m");
+    }
+
+    #[test]
     fn nothing_is_added_that_was_not_asked_for() {
         let host = host(&spec(), &everything());
         assert_eq!(host.cap_drop.unwrap(), ["ALL"]);
         assert_eq!(host.cap_add.unwrap(), [""; 0]);
         assert_eq!(host.security_opt.unwrap(), [""; 0]);
         assert_eq!((host.memory, host.pids_limit, host.ulimits), (None, None, None));
-        assert_eq!(host.log_config, None);
     }
 }

@@ -13,6 +13,8 @@ pub(crate) struct Support {
     pub(crate) cpu_shares: bool,
     pub(crate) cpu_quota: bool,
     pub(crate) apparmor: bool,
+    /// The usual log driver writes files that can be bounded.
+    pub(crate) log_files: bool,
     pub(crate) cdi: Cdi,
 }
 
@@ -63,6 +65,7 @@ impl Support {
             cpu_shares: info.cpu_shares.unwrap_or(false),
             cpu_quota: info.cpu_cfs_quota.unwrap_or(false),
             apparmor: security.iter().any(|option| option == "name=apparmor"),
+            log_files: matches!(info.logging_driver.as_deref(), Some("json-file" | "local")),
             cdi: Cdi::of(info),
         }
     }

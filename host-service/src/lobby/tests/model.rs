@@ -184,9 +184,7 @@ impl Model {
     }
 
     fn refuse(&mut self, id: usize) {
-        if self.boxes.contains_key(&id) {
-            self.answer(id, "spin_up_failed");
-        } else if !self.past.contains_key(&id) {
+        if !self.boxes.contains_key(&id) && !self.past.contains_key(&id) {
             self.data.retain(|data| data.0 != id);
             self.tell("spin_up_failed", |sent| sent.id == id);
             self.past.insert(id, Past { told: "spin_up_failed".into(), user: None, at: self.now });
