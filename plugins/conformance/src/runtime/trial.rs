@@ -6,7 +6,7 @@ use std::{
     fs,
     net::{Ipv4Addr, TcpListener, UdpSocket},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU16, AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -196,14 +196,29 @@ pub(super) fn published(container: u16, protocol: Protocol) -> Result<PortMappin
     Ok(PortMapping { host_ip: Ipv4Addr::LOCALHOST.into(), host: free_port(protocol)?, container, protocol })
 }
 
-/// One that nobody has at the moment.
+/// How many ports are given, and from which on.
+const PORTS: u16 = 2700;
+const FIRST_PORT: u16 = 30_000;
+
+/// A port that can be bound now, each given once: below the ports that the kernel gives to clients, where a connection
+/// of somebody else's would take it, and above those that hosts under test lease.
 pub(super) fn free_port(protocol: Protocol) -> Result<u16, Unmet> {
-    let any = (Ipv4Addr::LOCALHOST, 0);
-    let address = match protocol {
-        Protocol::Tcp => TcpListener::bind(any).and_then(|socket| socket.local_addr()),
-        Protocol::Udp => UdpSocket::bind(any).and_then(|socket| socket.local_addr()),
-    };
-    Ok(address.map_err(lacking)?.port())
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Processes that run side by side begin far from each other.
+    let begin = std::process::id().wrapping_mul(97) % u32::from(PORTS);
+    for _ in 0..PORTS {
+        let place = (begin + u32::from(NEXT.fetch_add(1, Ordering::Relaxed))) % u32::from(PORTS);
+        let port = FIRST_PORT + u16::try_from(place).unwrap_or_default();
+        let address = (Ipv4Addr::LOCALHOST, port);
+        let bound = match protocol {
+            Protocol::Tcp => TcpListener::bind(address).is_ok(),
+            Protocol::Udp => UdpSocket::bind(address).is_ok(),
+        };
+        if bound {
+            return Ok(port);
+        }
+    }
+    Err(Unmet::Lacking(format!("no port from {FIRST_PORT} on is free")))
 }
 
 /// A name that nothing else on this host has.
