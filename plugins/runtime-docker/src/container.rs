@@ -29,6 +29,8 @@ use crate::{
 const WIDTH: usize = 8;
 /// Between tries to remove what somebody else is removing.
 const PAUSE: Duration = Duration::from_millis(50);
+/// A wait for a removal that ends in the same moment is sometimes never answered.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 const NOT_FOUND: u16 = 404;
 const CONFLICT: u16 = 409;
@@ -110,11 +112,13 @@ pub(crate) async fn remove(engine: &Engine, container: &ContainerRef) -> Result<
     }
 }
 
-/// Somebody else removes it: returns when that is over, however it ended.
+/// Somebody else removes it: returns when that is over, however it ended, or when it is time to look again.
 async fn removed_by_another(engine: &Engine, name: &str) -> std::result::Result<(), Error> {
     let options = WaitContainerOptionsBuilder::new().condition("removed").build();
-    let ended = engine.api.wait_container(name, Some(options)).next().await;
+    let mut wait = engine.api.wait_container(name, Some(options));
+    let ended = tokio::time::timeout(LOOK_AGAIN, wait.next()).await;
     tokio::time::sleep(PAUSE).await;
+    let Ok(ended) = ended else { return Ok(()) };
     match ended {
         // This is how bollard tells a container's exit code.
         Some(Err(Error::DockerContainerWaitError { .. })) => Ok(()),
