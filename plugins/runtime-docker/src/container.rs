@@ -29,7 +29,7 @@ use crate::{
 const WIDTH: usize = 8;
 /// Between tries to remove what somebody else is removing.
 const PAUSE: Duration = Duration::from_millis(50);
-/// A wait for a removal that ends in the same moment is sometimes never answered.
+/// A wait for a removal that ends in the same moment may never be answered.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 const NOT_FOUND: u16 = 404;
