@@ -1,9 +1,9 @@
 //! From an allocated row to an answered client. Each step has a deadline, and all that can goes side by side:
 //!
 //! ```text
-//!  lease ─┬─ claim ───┐           ┌─ start ──────────────┐
-//!         ├─ image ───┼─ create ──┤                      ├─ application ─ report ─ answer
-//!         └─ prepare ─┘           └─ client ─ deliver ───┘
+//!  ┬─ claim ───────────┐           ┌─ start ────────────┐
+//!  ├─ image ───────────┼─ create ──┤                    ├─ application ─ report ─ answer
+//!  └─ lease ─ prepare ─┘           └─ client ─ deliver ─┘
 //! ```
 
 use std::{
