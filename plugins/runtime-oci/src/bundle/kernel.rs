@@ -1,0 +1,91 @@
+//! What Linux in particular is asked for: namespaces, what of the kernel is hidden, the system call filter.
+
+use std::{collections::HashMap, path::PathBuf};
+
+use host_core::{PluginError, runtime::ContainerSpec};
+use oci_spec::runtime::{Linux, LinuxBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType};
+
+use super::{Cgroups, NetworkNamespace, Place, devices, incomplete, resources};
+use crate::seccomp;
+
+/// What the engines hide: the host's memory, its keys, its hardware, and what betrays other containers' doings.
+const MASKED: [&str; 12] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+
+/// What the engines let nobody write.
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// What Docker opens in a network of the container's own: there, ports below 1024 and pings harm nobody else.
+const SYSCTLS: [(&str, &str); 2] =
+    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
+
+pub(super) fn linux(container: &ContainerSpec, place: &Place<'_>) -> Result<Linux, PluginError> {
+    let given = devices::given(&container.devices)?;
+    let mut resources = resources::resources(&container.limits, place)?;
+    resources.set_devices(Some(devices::rules(&given)?));
+    let mut linux = LinuxBuilder::default()
+        .namespaces(namespaces(place)?)
+        .cgroups_path(&*place.cgroups_path)
+        .resources(resources)
+        .devices(given.into_iter().map(|given| given.node).collect::<Vec<_>>())
+        .masked_paths(MASKED.map(str::to_owned))
+        .readonly_paths(read_only(&place.cgroups))
+        .build()
+        .map_err(incomplete)?;
+    let security = &container.security;
+    linux.set_seccomp(seccomp::filter(&security.seccomp, &security.capabilities)?);
+    if place.network != NetworkNamespace::Host {
+        let sysctls = SYSCTLS.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        linux.set_sysctl(Some(HashMap::from(sysctls)));
+    }
+    Ok(linux)
+}
+
+/// Control groups get a namespace of their own where Docker gives one: with version 2. With version 1 the paths in
+/// `/proc/self/cgroup` then are the host's.
+fn namespaces(place: &Place<'_>) -> Result<Vec<LinuxNamespace>, PluginError> {
+    use LinuxNamespaceType::{Cgroup, Ipc, Mount, Network, Pid, Uts};
+    let mut namespaces = [Pid, Ipc, Uts, Mount].map(|kind| (kind, None)).to_vec();
+    match &place.network {
+        NetworkNamespace::Path(path) => namespaces.push((Network, Some(path))),
+        NetworkNamespace::New => namespaces.push((Network, None)),
+        NetworkNamespace::Host => {}
+    }
+    if place.cgroups == Cgroups::V2 {
+        namespaces.push((Cgroup, None));
+    }
+    namespaces.into_iter().map(|(kind, path)| namespace(kind, path)).collect()
+}
+
+fn namespace(kind: LinuxNamespaceType, path: Option<&PathBuf>) -> Result<LinuxNamespace, PluginError> {
+    let mut namespace = LinuxNamespaceBuilder::default().typ(kind).build().map_err(incomplete)?;
+    namespace.set_path(path.cloned());
+    Ok(namespace)
+}
+
+/// With version 1, libcontainer mounts the hierarchies of control groups writable whatever the mount says, and root
+/// inside could lift its own limits.
+fn read_only(cgroups: &Cgroups) -> Vec<String> {
+    let mut paths = READ_ONLY.map(str::to_owned).to_vec();
+    if let Cgroups::V1(hierarchies) = cgroups {
+        let names = hierarchies.iter().filter_map(|hierarchy| hierarchy.file_name()?.to_str());
+        // Systemd's own is not a controller's; a path that does not exist is skipped.
+        let mut names: Vec<_> = names.chain(["systemd"]).collect();
+        names.sort_unstable();
+        names.dedup();
+        paths.extend(names.into_iter().map(|name| format!("/sys/fs/cgroup/{name}")));
+    }
+    paths
+}
