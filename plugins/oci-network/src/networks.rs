@@ -1,0 +1,305 @@
+//! The whole: opening, taking, publishing, closing.
+
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use host_core::{ErrorKind, PluginError, runtime::PortMapping};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+use tracing::Instrument;
+
+use crate::{
+    addresses::Addresses,
+    block,
+    config::Config,
+    error, forwarding, host,
+    name::Key,
+    namespace::Network,
+    netlink::Netlink,
+    nft::Nft,
+    pool::Pool,
+    ports::{self, Ports},
+    resolv,
+    rules::Rules,
+    subnet::Subnet,
+    writer::{Change, Writer},
+};
+
+/// A container that still runs from an earlier service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Adopted {
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// What it has published.
+    pub ports: Vec<PortMapping>,
+}
+
+/// The networks of a store's containers.
+///
+/// Dropping it without [`Networks::close`] is as a crash: ready networks vanish, and the table and the block's
+/// route stay for the next [`Networks::open`] with the same key.
+#[derive(Debug)]
+pub struct Networks {
+    pool: Arc<Pool>,
+    writer: Writer,
+    nft: Nft,
+    config: Config,
+    state_dir: PathBuf,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    _stop_on_drop: DropGuard,
+}
+
+impl Networks {
+    /// Takes over or sets up everything of the store `key` (8 lower-case hexadecimal digits). `state_dir` holds what
+    /// must be remembered across a crash. A table that is left over is replaced in one transaction by one with the
+    /// `adopted` containers' ports, so that their flows go on; interfaces of others are removed.
+    ///
+    /// One process at a time may have a store open; the caller sees to that.
+    ///
+    /// # Errors
+    /// `Denied` without root, `Unavailable` without the `nft` program, `Unsupported` for a kernel without
+    /// nf_tables, `Conflict` when the configured block is in use, `Invalid` for a wrong key or configuration.
+    pub async fn open(
+        config: Config,
+        key: &str,
+        state_dir: &Path,
+        adopted: Vec<Adopted>,
+    ) -> Result<Self, PluginError> {
+        Self::open_with(Nft::default(), config, key, state_dir, adopted).await
+    }
+
+    pub(crate) async fn open_with(
+        nft: Nft,
+        config: Config,
+        key: &str,
+        state_dir: &Path,
+        adopted: Vec<Adopted>,
+    ) -> Result<Self, PluginError> {
+        let key = Key::new(key)?;
+        check(&config)?;
+        let block = claim(&config, &key, state_dir, &adopted).await?;
+        let set_up = set_up(&nft, &config, &key, block, state_dir, &adopted).await;
+        let (rules, mtu, ports) = match set_up {
+            Ok(done) => done,
+            Err(error) if adopted.is_empty() => {
+                undo(&nft, &key, block, state_dir).await;
+                return Err(error);
+            }
+            Err(error) => return Err(error),
+        };
+        let addresses = Addresses::new(block, adopted.iter().map(|container| container.address));
+        let pool = Pool::new(key, block, mtu, addresses, config.ready);
+        tracing::info!(%block, mtu, adopted = adopted.len(), "containers' networks are open");
+        Ok(Self::run(nft, config, state_dir, rules, ports, pool))
+    }
+
+    fn run(nft: Nft, config: Config, state_dir: &Path, rules: Rules, ports: Ports, pool: Pool) -> Self {
+        let (tasks, stop, pool) = (TaskTracker::new(), CancellationToken::new(), Arc::new(pool));
+        let (writer, write) = Writer::new(nft.clone(), rules, ports);
+        tasks.spawn(write.instrument(tracing::info_span!("network_writer")));
+        let (filler, until) = (Arc::clone(&pool), stop.clone());
+        let fill = async move { filler.fill(&until).await };
+        tasks.spawn(fill.instrument(tracing::info_span!("network_filler")));
+        let stop_on_drop = stop.clone().drop_guard();
+        let state_dir = state_dir.to_owned();
+        Self { pool, writer, nft, config, state_dir, tasks, stop, _stop_on_drop: stop_on_drop }
+    }
+
+    /// A network for a container: a ready one, or one made now. Its address is the container's until
+    /// [`Networks::release`].
+    ///
+    /// # Errors
+    /// `Exhausted` when all addresses are in use.
+    pub async fn take(&self) -> Result<Network, PluginError> {
+        if self.stop.is_cancelled() {
+            return Err(error::closed());
+        }
+        self.pool.take().await
+    }
+
+    /// Publishes `ports` of the container at `address`; all or none. What it has published already stays.
+    ///
+    /// # Errors
+    /// `AddressInUse` when another container or program has one of the ports, `Unsupported` for an IPv6
+    /// `host_ip`, `Invalid` for one that is not this host's, or an address that no container has.
+    pub async fn publish(&self, address: Ipv4Addr, ports: &[PortMapping]) -> Result<(), PluginError> {
+        ports::check(ports)?;
+        if !self.pool.addresses.is_used(address) {
+            let message = format!("no container has the address {address}");
+            return Err(PluginError::new(ErrorKind::Invalid, message));
+        }
+        if ports.is_empty() {
+            return Ok(());
+        }
+        self.writer.change(Change::Publish(address, ports.to_vec())).await
+    }
+
+    /// Withdraws everything the container at `address` has published; when this returns the ports are free.
+    /// Nothing published succeeds.
+    pub async fn withdraw(&self, address: Ipv4Addr) -> Result<(), PluginError> {
+        self.writer.change(Change::Withdraw(address)).await
+    }
+
+    /// Ends the container's network: withdraws its ports, cuts it off, and lets `address` be used again. Releasing
+    /// what is released does nothing.
+    pub async fn release(&self, address: Ipv4Addr) {
+        if !self.pool.addresses.is_used(address) {
+            return;
+        }
+        if let Err(error) = self.withdraw(address).await {
+            // Another container with this address would be reached by these ports.
+            tracing::warn!(error = %host_core::chain(&error), %address, "an address cannot be used again");
+            return;
+        }
+        let interface = self.pool.key.interface(self.pool.block, address);
+        if let Err(error) = delete_links(vec![interface]).await {
+            tracing::warn!(error = %host_core::chain(&error), %address, "a container's interface stays");
+        }
+        self.pool.addresses.release(address);
+    }
+
+    /// Ends both tasks and removes everything: ready networks, the table, the block's route, forwarding. While
+    /// containers have addresses, all but the ready networks stay, for them and for the next service.
+    ///
+    /// # Errors
+    /// What could not be removed; the rest is.
+    pub async fn close(&self) -> Result<(), PluginError> {
+        self.stop.cancel();
+        let ready = self.pool.drain();
+        let interfaces = ready.iter().map(|ready| ready.interface(&self.pool.key, self.pool.block)).collect();
+        let unlinked = delete_links(interfaces).await;
+        drop(ready);
+        let unused = self.pool.addresses.used() == 0;
+        let removed = match self.writer.end(unused).await {
+            Err(error) if error.kind() == ErrorKind::Unavailable && self.tasks.is_closed() => return Ok(()),
+            other => other,
+        };
+        self.tasks.close();
+        self.tasks.wait().await;
+        if !unused {
+            return unlinked.and(removed);
+        }
+        let forwarding = forwarding::put_back(&self.nft, &self.pool.key.table(), &self.state_dir).await;
+        let released = release_block(self.pool.block, &self.state_dir).await;
+        unlinked.and(removed).and(forwarding).and(released)
+    }
+
+    /// The text for a container's `/etc/resolv.conf`: the configured name servers, or those of the host that a
+    /// container can reach, with the host's search list.
+    pub async fn resolv_conf(&self) -> Result<String, PluginError> {
+        let dns = self.config.dns.clone();
+        error::blocking("reading resolv.conf", move || Ok(resolv::text(&dns))).await
+    }
+
+    /// The block containers' addresses come from.
+    pub fn block(&self) -> Subnet {
+        self.pool.block
+    }
+
+    /// How many networks are ready to be taken.
+    pub fn ready(&self) -> usize {
+        self.pool.len()
+    }
+
+    /// How many transactions changed, or tried to change, the table since it was opened.
+    pub fn transactions(&self) -> u64 {
+        self.writer.transactions()
+    }
+}
+
+fn check(config: &Config) -> Result<(), PluginError> {
+    if let Some(server) = config.dns.iter().find(|server| server.is_ipv6() || server.is_loopback()) {
+        let message = format!(
+            "runtime.oci.network.dns has {server}, which no container can reach; name an IPv4 server that is not on \
+             loopback"
+        );
+        return Err(PluginError::new(ErrorKind::Invalid, message));
+    }
+    // IPv4's least, and what veth takes at most.
+    if config.mtu.is_some_and(|mtu| !(68..=65535).contains(&mtu)) {
+        let message = "runtime.oci.network.mtu must be between 68 and 65535 bytes";
+        return Err(PluginError::new(ErrorKind::Invalid, message));
+    }
+    Ok(())
+}
+
+async fn claim(
+    config: &Config,
+    key: &Key,
+    state_dir: &Path,
+    adopted: &[Adopted],
+) -> Result<Subnet, PluginError> {
+    let (configured, key, state_dir, keep) =
+        (config.subnet, key.clone(), state_dir.to_owned(), !adopted.is_empty());
+    let claim = move || block::claim(configured, &key, &state_dir, keep);
+    tokio::task::spawn_blocking(claim).await.unwrap_or_else(|_| Err(error::lost("claiming addresses")))
+}
+
+async fn set_up(
+    nft: &Nft,
+    config: &Config,
+    key: &Key,
+    block: Subnet,
+    state_dir: &Path,
+    adopted: &[Adopted],
+) -> Result<(Rules, u32, Ports), PluginError> {
+    remove_strangers(key, block, adopted).await?;
+    let mtu = match config.mtu {
+        Some(mtu) => mtu,
+        None => error::blocking("asking for the uplink", || host::uplink_mtu(&mut Netlink::route()?)).await?,
+    };
+    let no_router = forwarding::is_ours(nft, &key.table(), state_dir).await?;
+    let rules = Rules { key: key.clone(), block, no_router };
+    let mut ports = Ports::default();
+    for container in adopted {
+        ports.adopt(container.address, &container.ports);
+    }
+    nft.apply(&rules.replace(&ports.all())).await?;
+    forwarding::turn_on()?;
+    Ok((rules, mtu, ports))
+}
+
+/// Removes interfaces of ours that no adopted container has: a service was killed, and something held on to them.
+async fn remove_strangers(key: &Key, block: Subnet, adopted: &[Adopted]) -> Result<(), PluginError> {
+    let known: Vec<_> = adopted.iter().map(|container| key.interface(block, container.address)).collect();
+    let prefix = key.interface_prefix();
+    error::blocking("removing leftover interfaces", move || {
+        let mut netlink = Netlink::route()?;
+        for name in host::links(&mut netlink, &prefix)?.into_iter().filter(|name| !known.contains(name)) {
+            tracing::info!(interface = name, "a leftover interface is removed");
+            host::delete_link(&mut netlink, &name)?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// After a failed opening without containers; what cannot be undone is found by the next one.
+async fn undo(nft: &Nft, key: &Key, block: Subnet, state_dir: &Path) {
+    let _ = nft.apply(&Rules { key: key.clone(), block, no_router: false }.remove()).await;
+    let _ = forwarding::put_back(nft, &key.table(), state_dir).await;
+    let _ = release_block(block, state_dir).await;
+}
+
+async fn release_block(block: Subnet, state_dir: &Path) -> Result<(), PluginError> {
+    let state_dir = state_dir.to_owned();
+    let release = move || block::release(block, &state_dir);
+    tokio::task::spawn_blocking(release).await.unwrap_or_else(|_| Err(error::lost("giving addresses back")))
+}
+
+async fn delete_links(names: Vec<String>) -> Result<(), PluginError> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    error::blocking("removing interfaces", move || {
+        let mut netlink = Netlink::route()?;
+        names.iter().try_for_each(|name| host::delete_link(&mut netlink, name))
+    })
+    .await
+}

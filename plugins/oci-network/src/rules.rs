@@ -1,0 +1,138 @@
+//! The table, in nftables' own language: what an administrator sees in `nft list table` is what is written here.
+
+use std::fmt::Write;
+
+use host_core::runtime::{PortMapping, Protocol};
+
+use crate::{
+    name::{GROUP, Key},
+    ports::Published,
+    subnet::Subnet,
+};
+
+/// Published on one address of the host, and on all of them.
+const ON_ONE: &str = "published";
+const ON_ALL: &str = "published-everywhere";
+
+/// The chain that is there only if this service turned forwarding on.
+pub(crate) const NO_ROUTER: &str = "no-router";
+
+/// Everything that is the same for every transaction of a service.
+#[derive(Debug, Clone)]
+pub(crate) struct Rules {
+    pub(crate) key: Key,
+    pub(crate) block: Subnet,
+    /// The service turned forwarding on: nothing but containers' traffic may be forwarded.
+    pub(crate) no_router: bool,
+}
+
+impl Rules {
+    /// Replaces the table, if there is one, by one with these ports, in one transaction.
+    pub(crate) fn replace(&self, published: &[Published]) -> String {
+        let table = self.key.table();
+        let mut text = format!("table inet {table}\ndelete table inet {table}\n");
+        self.table(&mut text);
+        self.add(&mut text, published);
+        text
+    }
+
+    /// Removes the table; removed already is fine.
+    pub(crate) fn remove(&self) -> String {
+        let table = self.key.table();
+        format!("table inet {table}\ndelete table inet {table}\n")
+    }
+
+    /// Publishes.
+    pub(crate) fn add(&self, text: &mut String, published: &[Published]) {
+        for one in published {
+            let (map, key) = place(&one.port);
+            let _ = writeln!(
+                text,
+                "add element inet {} {map} {{ {key} : {} . {} }}",
+                self.key.table(),
+                one.address,
+                one.port.container
+            );
+        }
+    }
+
+    /// Withdraws.
+    pub(crate) fn delete(&self, text: &mut String, published: &[Published]) {
+        for one in published {
+            let (map, key) = place(&one.port);
+            let _ = writeln!(text, "delete element inet {} {map} {{ {key} }}", self.key.table());
+        }
+    }
+
+    fn table(&self, text: &mut String) {
+        let (table, block) = (self.key.table(), self.block);
+        let no_router = if self.no_router { format!("chain {NO_ROUTER} {{ drop; }}") } else { String::new() };
+        let last = if self.no_router { format!("jump {NO_ROUTER}") } else { String::new() };
+        let _ = write!(
+            text,
+            "table inet {table} {{
+  map {ON_ONE} {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
+  map {ON_ALL} {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
+  {no_router}
+  chain from-containers {{
+    type filter hook prerouting priority raw; policy accept;
+    iifgroup != {GROUP} accept
+    meta nfproto ipv6 drop
+    ip daddr 127.0.0.0/8 drop
+    fib saddr . iif oif missing drop
+  }}
+  chain to-host {{
+    type filter hook prerouting priority mangle; policy accept;
+    iifgroup {GROUP} fib daddr type local ct state new drop
+  }}
+  chain to-published {{
+    fib daddr type != local return
+    dnat ip to ip daddr . meta l4proto . th dport map @{ON_ONE}
+    meta nfproto ipv4 dnat ip to meta l4proto . th dport map @{ON_ALL}
+  }}
+  chain prerouting {{
+    type nat hook prerouting priority dstnat; policy accept;
+    jump to-published
+  }}
+  chain output {{
+    type nat hook output priority -100; policy accept;
+    jump to-published
+  }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    oifgroup != {GROUP} ip saddr {block} masquerade
+    oifgroup {GROUP} ip saddr 127.0.0.0/8 masquerade
+  }}
+  chain forward {{
+    type filter hook forward priority filter; policy accept;
+    iifgroup {GROUP} oifgroup {GROUP} drop
+    iifgroup {GROUP} ip daddr 169.254.0.0/16 drop
+    iifgroup {GROUP} accept
+    oifgroup {GROUP} ct state established,related accept
+    oifgroup {GROUP} ct status dnat accept
+    oifgroup {GROUP} drop
+    {last}
+  }}
+  chain input {{
+    type filter hook input priority filter; policy accept;
+    iifgroup {GROUP} ct state established,related accept
+    iifgroup {GROUP} drop
+  }}
+}}
+"
+        );
+    }
+}
+
+/// Its map and its key in it.
+fn place(port: &PortMapping) -> (&'static str, String) {
+    let protocol = match port.protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+    };
+    if port.host_ip.is_unspecified() {
+        (ON_ALL, format!("{protocol} . {}", port.host))
+    } else {
+        (ON_ONE, format!("{} . {protocol} . {}", port.host_ip, port.host))
+    }
+}

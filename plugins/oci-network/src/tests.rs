@@ -1,0 +1,4 @@
+//! Tests on the real kernel, each on a host of its own: a network namespace that vanishes with the test.
+
+mod reach;
+mod world;
