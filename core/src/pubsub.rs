@@ -236,6 +236,12 @@ pub trait PubSub: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// `Conflict` when the id exists, `NotFound` when the instance does not.
     async fn allocate(&self, instance: &InstanceName, allocation: &Allocation) -> Result<()>;
+
+    /// How many writes of mandelboxes' statuses this has accepted and not delivered yet, because the control plane is
+    /// away. They are delivered in order once it is back, also by a later run of the service.
+    fn undelivered(&self) -> usize {
+        0
+    }
 }
 
 #[cfg(test)]

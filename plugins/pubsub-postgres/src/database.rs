@@ -1,0 +1,133 @@
+//! Statements over pooled connections, each with a deadline.
+//!
+//! Every statement goes out unnamed and with its types, in one round trip: nothing is kept on the server between two
+//! of them, so a transaction-pooling proxy may be in between.
+
+use std::{ops::Deref, time::Duration};
+
+use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod};
+use host_core::{ErrorKind, PluginError, pubsub::Result};
+use tokio::time::timeout;
+use tokio_postgres::{
+    Row, Transaction,
+    config::SslMode,
+    types::{ToSql, Type},
+};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::{failure, target::Target, tls};
+
+/// A statement's parameters with their types.
+pub(crate) type Parameters<'a> = &'a [(&'a (dyn ToSql + Sync), Type)];
+
+/// One database.
+#[derive(Clone)]
+pub(crate) struct Database {
+    pool: Pool,
+    pub(crate) target: Target,
+    pub(crate) tls: MakeRustlsConnect,
+    timeout: Duration,
+}
+
+impl std::fmt::Debug for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Database")
+            .field("target", &self.target)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Database {
+    /// Connects nowhere yet. Blocks: it reads certificates.
+    pub(crate) fn new(target: Target, connections: usize, timeout: Duration) -> Result<Self> {
+        let tls = tls::connector(&target.tls, target.postgres.get_ssl_mode() != SslMode::Disable)?;
+        let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+        let manager = Manager::from_config(target.postgres.clone(), tls.clone(), recycling);
+        let pool = Pool::builder(manager).max_size(connections.max(1)).build().map_err(|error| {
+            PluginError::new(ErrorKind::Internal, "the pool of connections cannot be made").with_source(error)
+        })?;
+        Ok(Self { pool, target, tls, timeout })
+    }
+
+    /// What an operation returns, or that its deadline has passed.
+    pub(crate) async fn within<T>(
+        &self,
+        doing: &str,
+        operation: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        timeout(self.timeout, operation).await.unwrap_or_else(|_| Err(failure::late(doing, self.timeout)))
+    }
+
+    /// The rows that a statement yields. Runs it once: for what must not be done twice.
+    pub(crate) async fn query_once(
+        &self,
+        doing: &str,
+        sql: &str,
+        parameters: Parameters<'_>,
+    ) -> Result<Vec<Row>> {
+        self.within(doing, self.attempt(doing, sql, parameters)).await
+    }
+
+    /// The same, once more when the connection turns out to be dead: after a restart every pooled one is.
+    pub(crate) async fn query(&self, doing: &str, sql: &str, parameters: Parameters<'_>) -> Result<Vec<Row>> {
+        self.within(doing, async {
+            match self.attempt(doing, sql, parameters).await {
+                Err(error) if error.kind() == ErrorKind::Unavailable => {
+                    self.attempt(doing, sql, parameters).await
+                }
+                answer => answer,
+            }
+        })
+        .await
+    }
+
+    async fn attempt(&self, doing: &str, sql: &str, parameters: Parameters<'_>) -> Result<Vec<Row>> {
+        let lease = self.lease(doing).await?;
+        let rows = lease.query_typed(sql, parameters).await;
+        lease.give_back();
+        rows.map_err(|error| failure::of_driver(doing, error))
+    }
+
+    /// A connection, given back only when it is at rest. The caller has the deadline.
+    pub(crate) async fn lease(&self, doing: &str) -> Result<Lease> {
+        let object = self.pool.get().await.map_err(|error| failure::of_pool(doing, error))?;
+        Ok(Lease(Some(object)))
+    }
+}
+
+/// A connection from the pool. Unless it is given back it is closed: whoever was in the middle of something, and
+/// dropped it, leaves a connection that still waits for an answer.
+pub(crate) struct Lease(Option<Object>);
+
+impl Lease {
+    pub(crate) fn give_back(mut self) {
+        drop(self.0.take());
+    }
+
+    pub(crate) async fn transaction(
+        &mut self,
+    ) -> std::result::Result<Transaction<'_>, tokio_postgres::Error> {
+        let Some(object) = &mut self.0 else { unreachable!("it is taken only when the lease ends") };
+        // The driver's own, which the pool's wrapper hides: no cache of statements.
+        let client: &mut tokio_postgres::Client = object;
+        client.transaction().await
+    }
+}
+
+impl Deref for Lease {
+    type Target = tokio_postgres::Client;
+
+    fn deref(&self) -> &Self::Target {
+        let Some(object) = &self.0 else { unreachable!("it is taken only when the lease ends") };
+        object
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(object) = self.0.take() {
+            drop(Object::take(object));
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! What could not be told while the database was away: mandelboxes' statuses and removals, in order, on disk.
+//!
+//! `<state>/pubsub-postgres.queue` has one JSON object a line, and is there only while something is in it. Each line
+//! is synced before its write counts as accepted. A line may be delivered twice, after a crash in the middle of a
+//! delivery: a status never moves backwards, and each line says which allocation it is about.
+
+use std::{
+    collections::VecDeque,
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use host_core::{ErrorKind, InstanceName, MandelboxId, PluginError, chain, pubsub::MandelboxStatus};
+use serde::{Deserialize, Serialize};
+
+use crate::{database::Database, failure, statements};
+
+const FILE: &str = "pubsub-postgres.queue";
+
+/// One write that waits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Entry {
+    pub(crate) instance: InstanceName,
+    pub(crate) mandelbox: MandelboxId,
+    /// Which allocation, where that is known: the id may have been given away anew when this is delivered.
+    pub(crate) created_ms: Option<i64>,
+    pub(crate) write: Write,
+}
+
+/// What is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Write {
+    Status(MandelboxStatus),
+    Remove,
+}
+
+/// The queue. Cloning it gives another handle of the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Queue {
+    path: Arc<PathBuf>,
+    waiting: Arc<Mutex<Waiting>>,
+    /// Whoever holds this delivers.
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    entries: VecDeque<Entry>,
+    file: Option<File>,
+}
+
+impl Queue {
+    /// With what an earlier run could not deliver. Blocks.
+    ///
+    /// # Errors
+    /// The file is there and cannot be read.
+    pub(crate) fn open(directory: &Path) -> Result<Self, PluginError> {
+        let path = directory.join(FILE);
+        let unreadable = |error: io::Error| {
+            let message = format!("{}, which holds undelivered statuses, cannot be read", path.display());
+            PluginError::new(ErrorKind::Invalid, message).with_source(error)
+        };
+        let (entries, broken) = match fs::read(&path) {
+            Ok(text) => parse(&text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (VecDeque::new(), 0),
+            Err(error) => return Err(unreadable(error)),
+        };
+        if broken > 0 {
+            tracing::error!(path = %path.display(), broken, "undelivered statuses cannot be understood; left out");
+            replace(&path, &entries).map_err(unreadable)?;
+        }
+        let waiting = Waiting { entries, file: None };
+        Ok(Self { path: Arc::new(path), waiting: Arc::new(Mutex::new(waiting)), turn: Arc::default() })
+    }
+
+    /// Each change under this lock is whole, also when it panics.
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.lock().entries.len()
+    }
+
+    /// Accepts a write: when this returns, it is on disk.
+    pub(crate) async fn push(&self, entry: Entry) -> io::Result<()> {
+        self.blocking(move |path, waiting| {
+            let file = match &mut waiting.file {
+                Some(file) => file,
+                none => none.insert(open(path)?),
+            };
+            append(file, &entry)?;
+            waiting.entries.push_back(entry);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Forgets what is about this host: its rows are gone.
+    pub(crate) async fn forget(&self, instance: &InstanceName) -> io::Result<()> {
+        let instance = instance.clone();
+        self.blocking(move |path, waiting| {
+            waiting.entries.retain(|entry| entry.instance != instance);
+            close_if_empty(path, waiting)
+        })
+        .await
+    }
+
+    /// Tells the database everything, oldest first. What it refuses for good, as with a schema that does not fit,
+    /// stays and is tried again later; nothing after it overtakes it.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub(crate) async fn deliver(&self, database: &Database) -> Result<(), PluginError> {
+        let _turn = self.turn.lock().await;
+        let mut delivered = 0_usize;
+        loop {
+            let Some(entry) = self.lock().entries.front().cloned() else { break };
+            match statements::deliver(database, &entry).await {
+                Ok(()) => self.delivered(entry).await,
+                Err(error) if failure::is_away(&error) => return Err(error),
+                Err(error) => {
+                    tracing::error!(error = %chain(&error), left = self.len(), "a queued status is refused");
+                    break;
+                }
+            }
+            delivered += 1;
+        }
+        if delivered > 0 {
+            tracing::info!(delivered, "queued statuses are delivered");
+        }
+        Ok(())
+    }
+
+    async fn delivered(&self, entry: Entry) {
+        let done = self
+            .blocking(move |path, waiting| {
+                // Unless it was forgotten meanwhile.
+                if waiting.entries.front() == Some(&entry) {
+                    waiting.entries.pop_front();
+                }
+                close_if_empty(path, waiting)
+            })
+            .await;
+        if let Err(error) = done {
+            tracing::warn!(%error, "the file of delivered statuses cannot be removed");
+        }
+    }
+
+    async fn blocking(
+        &self,
+        work: impl FnOnce(&Path, &mut Waiting) -> io::Result<()> + Send + 'static,
+    ) -> io::Result<()> {
+        let queue = self.clone();
+        let worked = tokio::task::spawn_blocking(move || work(&queue.path, &mut queue.lock())).await;
+        worked.unwrap_or_else(|error| Err(io::Error::other(error)))
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+}
+
+/// A line that is not whole is taken back, so that the next one stands alone.
+fn append(file: &mut File, entry: &Entry) -> io::Result<()> {
+    let before = file.metadata()?.len();
+    let mut line = serde_json::to_vec(entry)?;
+    line.push(b'\n');
+    let written = file.write_all(&line).and_then(|()| file.sync_data());
+    if written.is_err() {
+        file.set_len(before)?;
+    }
+    written
+}
+
+fn close_if_empty(path: &Path, waiting: &mut Waiting) -> io::Result<()> {
+    if !waiting.entries.is_empty() {
+        return Ok(());
+    }
+    waiting.file = None;
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// The entries, and how many lines are none. A last line without an end was never accepted and does not count.
+fn parse(text: &[u8]) -> (VecDeque<Entry>, usize) {
+    let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    let torn = usize::from(whole < text.len());
+    let mut entries = VecDeque::new();
+    let mut broken = torn;
+    for line in text[..whole].split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        match serde_json::from_slice(line) {
+            Ok(entry) => entries.push_back(entry),
+            Err(_) => broken += 1,
+        }
+    }
+    (entries, broken)
+}
+
+fn replace(path: &Path, entries: &VecDeque<Entry>) -> io::Result<()> {
+    let fresh = path.with_extension("new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+    for entry in entries {
+        let mut line = serde_json::to_vec(entry)?;
+        line.push(b'\n');
+        file.write_all(&line)?;
+    }
+    file.sync_all()?;
+    fs::rename(fresh, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn entry(mandelbox: &str, write: Write) -> Entry {
+        Entry {
+            instance: "host".parse().unwrap(),
+            mandelbox: mandelbox.parse().unwrap(),
+            created_ms: Some(1),
+            write,
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_accepted_is_there_after_a_restart_in_order() {
+        let scratch = tempfile::tempdir().unwrap();
+        let queue = Queue::open(scratch.path()).unwrap();
+        let all = [
+            entry("a", Write::Status(MandelboxStatus::Dying)),
+            entry("b", Write::Remove),
+            entry("a", Write::Remove),
+        ];
+        for entry in &all {
+            queue.push(entry.clone()).await.unwrap();
+        }
+        drop(queue);
+        let queue = Queue::open(scratch.path()).unwrap();
+        assert_eq!(queue.lock().entries, all);
+        queue.forget(&"other".parse().unwrap()).await.unwrap();
+        assert_eq!(queue.len(), 3);
+        queue.forget(&"host".parse().unwrap()).await.unwrap();
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_torn_line_takes_no_other_along() {
+        let scratch = tempfile::tempdir().unwrap();
+        let queue = Queue::open(scratch.path()).unwrap();
+        queue.push(entry("a", Write::Remove)).await.unwrap();
+        drop(queue);
+        let mut file = open(&scratch.path().join(FILE)).unwrap();
+        file.write_all(b"{\"instance\":\"ho").unwrap();
+        let queue = Queue::open(scratch.path()).unwrap();
+        queue.push(entry("b", Write::Remove)).await.unwrap();
+        drop(queue);
+        let queue = Queue::open(scratch.path()).unwrap();
+        assert_eq!(queue.lock().entries, [entry("a", Write::Remove), entry("b", Write::Remove)]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_without_harm(text in any::<Vec<u8>>()) {
+            parse(&text);
+        }
+
+        #[test]
+        fn whole_lines_survive_whatever_stands_between_them(noise in "[^\n]*", tail in "[^\n]*") {
+            let line = |name| serde_json::to_string(&entry(name, Write::Remove)).unwrap();
+            let text = format!("{}\n{noise}\n{}\n{tail}", line("a"), line("b"));
+            let (entries, _) = parse(text.as_bytes());
+            prop_assert!(entries.len() >= 2);
+            prop_assert_eq!(&entries[0], &entry("a", Write::Remove));
+        }
+    }
+}

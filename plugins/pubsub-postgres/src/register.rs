@@ -1,0 +1,185 @@
+//! A host makes itself known: one transaction that looks at its row, decides, and makes it `ACTIVE`.
+
+use host_core::{
+    ErrorKind, PluginError,
+    pubsub::{Heartbeat, InstanceFacts, InstanceStatus, Registered, Result},
+};
+use tokio_postgres::{Row, Transaction, types::Type};
+
+use crate::{
+    database::{Database, Parameters},
+    failure,
+    rows::{short, unknown_status},
+};
+
+const DOING: &str = "registering this instance";
+
+/// The row as the control plane, or an earlier registration, left it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Expected {
+    status: String,
+    cloud_id: String,
+    image_id: String,
+    region: String,
+    instance_type: String,
+    commit: String,
+}
+
+/// What there is to do about the row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Activate,
+    Create,
+    Leave(InstanceStatus),
+}
+
+/// `create` is whether a missing row is made.
+pub(crate) async fn register(
+    database: &Database,
+    facts: &InstanceFacts,
+    beat: &Heartbeat,
+    create: bool,
+) -> Result<Registered> {
+    database
+        .within(DOING, async {
+            let mut lease = database.lease(DOING).await?;
+            let answer = attempt(&mut lease, facts, beat, create).await;
+            lease.give_back();
+            answer
+        })
+        .await
+}
+
+async fn attempt(
+    lease: &mut crate::database::Lease,
+    facts: &InstanceFacts,
+    beat: &Heartbeat,
+    create: bool,
+) -> Result<Registered> {
+    let failed = |error| failure::of_driver(DOING, error);
+    let transaction = lease.transaction().await.map_err(failed)?;
+    let row = look(&transaction, facts).await?;
+    match decide(row.as_ref(), facts, create)? {
+        Step::Leave(status) => return Ok(Registered::Unwanted(status)),
+        Step::Activate => write(&transaction, ACTIVATE, facts, beat).await?,
+        Step::Create => write(&transaction, CREATE, facts, beat).await?,
+    }
+    transaction.commit().await.map_err(failed)?;
+    Ok(Registered::Active)
+}
+
+async fn look(transaction: &Transaction<'_>, facts: &InstanceFacts) -> Result<Option<Expected>> {
+    const SQL: &str = "SELECT status::text, cloud_provider_id::text, aws_ami_id::text, location::text, \
+                       aws_instance_type::text, commit_hash::text FROM cloud.instance_info \
+                       WHERE instance_name = $1 FOR UPDATE";
+    let failed = |error| failure::of_driver(DOING, error);
+    let rows = transaction.query_typed(SQL, &[(&facts.name.as_str(), Type::TEXT)]).await.map_err(failed)?;
+    let expected = |row: &Row| {
+        Ok(Expected {
+            status: row.try_get(0)?,
+            cloud_id: row.try_get(1)?,
+            image_id: row.try_get(2)?,
+            region: row.try_get(3)?,
+            instance_type: row.try_get(4)?,
+            commit: row.try_get(5)?,
+        })
+    };
+    rows.first().map(expected).transpose().map_err(failed)
+}
+
+const ACTIVATE: &str = "UPDATE cloud.instance_info SET status = 'ACTIVE', ip = $2, location = $3, aws_ami_id = $4, \
+                        aws_instance_type = $5, cloud_provider_id = $6, mandelbox_capacity = $7, \
+                        last_updated_utc_unix_ms = $8, memory_remaining_kb = $9, nanocpus_remaining = $10, \
+                        gpu_vram_remaining_kb = $11, commit_hash = $12 WHERE instance_name = $1";
+
+const CREATE: &str = "INSERT INTO cloud.instance_info (status, instance_name, ip, location, aws_ami_id, \
+                      aws_instance_type, cloud_provider_id, mandelbox_capacity, last_updated_utc_unix_ms, \
+                      memory_remaining_kb, nanocpus_remaining, gpu_vram_remaining_kb, commit_hash, \
+                      creation_time_utc_unix_ms) \
+                      VALUES ('ACTIVE', $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $8)";
+
+async fn write(
+    transaction: &Transaction<'_>,
+    sql: &str,
+    facts: &InstanceFacts,
+    beat: &Heartbeat,
+) -> Result<()> {
+    let parameters: Parameters<'_> = &[
+        (&facts.name.as_str(), Type::TEXT),
+        (&facts.ip, Type::TEXT),
+        (&facts.region, Type::TEXT),
+        (&facts.image_id, Type::TEXT),
+        (&facts.instance_type, Type::TEXT),
+        (&facts.cloud_id, Type::TEXT),
+        (&i64::from(facts.capacity), Type::INT8),
+        (&beat.at_ms, Type::INT8),
+        (&beat.memory_remaining_kb, Type::INT8),
+        (&beat.nanocpus_remaining, Type::INT8),
+        (&beat.gpu_vram_remaining_kb, Type::INT8),
+        (&facts.commit, Type::TEXT),
+    ];
+    let written = transaction.query_typed(sql, parameters).await;
+    written.map(drop).map_err(|error| failure::of_driver(DOING, error))
+}
+
+fn decide(row: Option<&Expected>, facts: &InstanceFacts, create: bool) -> Result<Step> {
+    let Some(row) = row else {
+        return if create { Ok(Step::Create) } else { Err(no_row(facts)) };
+    };
+    match InstanceStatus::parse(&row.status).ok_or_else(|| unknown_status(&row.status))? {
+        status @ (InstanceStatus::Draining | InstanceStatus::Unresponsive) => Ok(Step::Leave(status)),
+        InstanceStatus::PreConnection => matches(row, facts).map(|()| Step::Activate),
+        InstanceStatus::Active => same_machine(row, facts).map(|()| Step::Activate),
+    }
+}
+
+fn no_row(facts: &InstanceFacts) -> PluginError {
+    let message = format!(
+        "there is no row for instance {}: whoever starts a host inserts its row into cloud.instance_info first",
+        facts.name
+    );
+    PluginError::new(ErrorKind::NotFound, message)
+}
+
+/// What the control plane wrote when it asked for the machine must be what has come up.
+fn matches(row: &Expected, facts: &InstanceFacts) -> Result<()> {
+    let compared = [
+        ("image id", &row.image_id, &facts.image_id),
+        ("region", &row.region, &facts.region),
+        ("instance type", &row.instance_type, &facts.instance_type),
+    ];
+    let differs =
+        |what: &str, want: &str, have: &str| format!("{what} is {have:?}, the row says {:?}", short(want));
+    let mut wrong: Vec<_> = compared
+        .iter()
+        .filter(|(_, want, have)| want != have)
+        .map(|(what, want, have)| differs(what, want, have))
+        .collect();
+    if !is_same_commit(&row.commit, &facts.commit) {
+        wrong.push(differs("commit", &row.commit, &facts.commit));
+    }
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    let message = format!("instance {} is not the one asked for: {}", facts.name, wrong.join("; "));
+    Err(PluginError::new(ErrorKind::Invalid, message))
+}
+
+/// Either may be abbreviated.
+fn is_same_commit(one: &str, other: &str) -> bool {
+    !one.is_empty() && !other.is_empty() && (one.starts_with(other) || other.starts_with(one))
+}
+
+/// A host whose answer was lost, or that was restarted, registers again; two machines cannot share a name.
+fn same_machine(row: &Expected, facts: &InstanceFacts) -> Result<()> {
+    if row.cloud_id == facts.cloud_id {
+        return Ok(());
+    }
+    let message = format!(
+        "instance {} is active already on machine {:?}; this is machine {:?}",
+        facts.name,
+        short(&row.cloud_id),
+        facts.cloud_id
+    );
+    Err(PluginError::new(ErrorKind::Conflict, message))
+}

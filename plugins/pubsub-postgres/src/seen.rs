@@ -1,0 +1,140 @@
+//! Which rows this host has seen, and since when.
+//!
+//! A row is stale when it has been `ALLOCATED` or `CONNECTING` for too long. Its creation time alone does not tell: it
+//! was written by another machine's clock, and people insert rows with any time in them. So while a host watches, a
+//! row's age counts from when it was first seen, or from its creation, whichever is later; a row that has not been
+//! seen yet is about to be.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use host_core::{InstanceName, MandelboxId, pubsub::StaleAfter};
+use tokio::time::Instant;
+
+use crate::rows::Raw;
+
+#[derive(Debug, Default)]
+struct Host {
+    watches: usize,
+    rows: HashMap<String, Row>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Row {
+    session: String,
+    created_ms: i64,
+    since: Instant,
+}
+
+/// The rows seen, by host: one in a service, many in tests.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Seen(Arc<Mutex<BTreeMap<InstanceName, Host>>>);
+
+/// Rows that were seen long enough ago to be stale, by status.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ripe {
+    pub(crate) allocated: Vec<String>,
+    pub(crate) connecting: Vec<String>,
+}
+
+/// While it lives, its host's rows are being seen.
+#[derive(Debug)]
+pub(crate) struct Watching {
+    seen: Seen,
+    instance: InstanceName,
+}
+
+impl Seen {
+    /// No code that can panic runs under this lock.
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<InstanceName, Host>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn watching(&self, instance: &InstanceName) -> Watching {
+        self.lock().entry(instance.clone()).or_default().watches += 1;
+        Watching { seen: self.clone(), instance: instance.clone() }
+    }
+
+    /// When the row was created that this host has last seen under this id.
+    pub(crate) fn created_ms(&self, instance: &InstanceName, mandelbox: &MandelboxId) -> Option<i64> {
+        let hosts = self.lock();
+        Some(hosts.get(instance)?.rows.get(mandelbox.as_str())?.created_ms)
+    }
+
+    /// `None` when nobody watches, so that only the creation time is left to judge by.
+    pub(crate) fn ripe(&self, instance: &InstanceName, after: StaleAfter) -> Option<Ripe> {
+        let hosts = self.lock();
+        let host = hosts.get(instance).filter(|host| host.watches > 0)?;
+        let for_longer = |limit: Duration| {
+            let ripe = host.rows.iter().filter(|(_, row)| row.since.elapsed() > limit);
+            ripe.map(|(id, _)| id.clone()).collect()
+        };
+        Some(Ripe { allocated: for_longer(after.allocated), connecting: for_longer(after.connecting) })
+    }
+}
+
+impl Watching {
+    /// These are all the rows that there are now.
+    pub(crate) fn saw(&self, rows: &[Raw]) {
+        let now = Instant::now();
+        let mut hosts = self.seen.lock();
+        let Some(host) = hosts.get_mut(&self.instance) else { return };
+        let mut before = std::mem::take(&mut host.rows);
+        host.rows = rows
+            .iter()
+            .map(|raw| {
+                let same = |row: &Row| row.session == raw.session && row.created_ms == raw.created_ms;
+                let new = || Row { session: raw.session.clone(), created_ms: raw.created_ms, since: now };
+                let row = before.remove(&raw.id).filter(same).unwrap_or_else(new);
+                (raw.id.clone(), row)
+            })
+            .collect();
+    }
+}
+
+impl Drop for Watching {
+    /// What was seen is kept: the queue needs it while the database is away.
+    fn drop(&mut self) {
+        if let Some(host) = self.seen.lock().get_mut(&self.instance) {
+            host.watches -= 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AFTER: StaleAfter =
+        StaleAfter { allocated: Duration::from_secs(10), connecting: Duration::from_secs(90) };
+
+    fn raw(id: &str, created_ms: i64) -> Raw {
+        Raw {
+            id: id.into(),
+            user: "u".into(),
+            session: "s".into(),
+            app: None,
+            status: "ALLOCATED".into(),
+            created_ms,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_row_ripens_from_when_it_was_first_seen() {
+        let (seen, host) = (Seen::default(), "host".parse().unwrap());
+        assert_eq!(seen.ripe(&host, AFTER), None);
+        let watching = seen.watching(&host);
+        watching.saw(&[raw("old", 1), raw("anew", 1)]);
+        assert_eq!(seen.ripe(&host, AFTER), Some(Ripe::default()));
+        tokio::time::advance(Duration::from_secs(11)).await;
+        watching.saw(&[raw("old", 1), raw("anew", 2)]);
+        let ripe = Ripe { allocated: vec!["old".into()], connecting: vec![] };
+        assert_eq!(seen.ripe(&host, AFTER), Some(ripe));
+        drop(watching);
+        assert_eq!(seen.ripe(&host, AFTER), None);
+        assert_eq!(seen.created_ms(&host, &"anew".parse().unwrap()), Some(2));
+    }
+}

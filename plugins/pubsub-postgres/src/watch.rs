@@ -1,0 +1,199 @@
+//! A watch of one host: a connection that listens, and a full read after every wake-up.
+//!
+//! ```text
+//!   connect, LISTEN ──▶ deliver the queue ──▶ read ──▶ yield ──▶ wait for a wake-up ─┐
+//!                            ▲                                                      │
+//!                            └── notification · poll · alarm ◀──────────────────────┘
+//! ```
+//!
+//! The stream has no task of its own: it works while it is polled, and dropping it closes the connection. It is also
+//! what delivers the queue, because it is the first to know that the database is back.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use futures::{StreamExt, stream, stream::BoxStream};
+use host_core::{
+    InstanceName,
+    pubsub::{DesiredState, InstanceStatus, Result},
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+use tokio_postgres::types::Type;
+
+use crate::{Shared, ear::Ear, rows::Read, seen::Watching, statements};
+
+const DOING: &str = "watching the database";
+/// A notification that has not come through after so long does not come.
+const PROBE_PATIENCE: Duration = Duration::from_secs(1);
+
+struct Watch {
+    shared: Arc<Shared>,
+    instance: InstanceName,
+    ear: Ear,
+    alarm: watch::Receiver<u64>,
+    watching: Watching,
+    hearing: Hearing,
+    sql: String,
+    last_status: Option<InstanceStatus>,
+    /// Rows of nonsense that were told.
+    told: BTreeSet<String>,
+    poll_at: Instant,
+    /// The next read begins no sooner: in a burst the host takes at most half of its connection's time.
+    rested_at: Instant,
+}
+
+/// Whether notifications come through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hearing {
+    Untested,
+    Testing(Instant),
+    Works,
+    Deaf,
+}
+
+/// A stream of full states, the first one already read.
+pub(crate) async fn watch(
+    shared: &Arc<Shared>,
+    instance: &InstanceName,
+) -> Result<BoxStream<'static, Result<DesiredState>>> {
+    // Before anything is read, so that no change falls between.
+    let alarm = shared.alarm.subscribe();
+    let ear = shared.database.within(DOING, Ear::open(&shared.database, instance, DOING)).await?;
+    tracing::debug!(channel = ear.channel(), "listening");
+    let now = Instant::now();
+    let mut watch = Watch {
+        shared: Arc::clone(shared),
+        instance: instance.clone(),
+        ear,
+        alarm,
+        watching: shared.seen.watching(instance),
+        hearing: Hearing::Untested,
+        sql: statements::read(),
+        last_status: None,
+        told: BTreeSet::new(),
+        poll_at: now,
+        rested_at: now,
+    };
+    let first = Box::pin(watch.catch_up()).await?;
+    let rest = stream::unfold(Some(watch), |watch| async move {
+        let mut watch = watch?;
+        match watch.next().await {
+            Ok(state) => Some((Ok(state), Some(watch))),
+            Err(error) => Some((Err(error), None)),
+        }
+    });
+    Ok(stream::iter([Ok(first)]).chain(rest).boxed())
+}
+
+impl Watch {
+    async fn next(&mut self) -> Result<DesiredState> {
+        self.wake_up().await?;
+        self.catch_up().await
+    }
+
+    /// Delivers what waits, then reads everything.
+    async fn catch_up(&mut self) -> Result<DesiredState> {
+        self.alarm.mark_unchanged();
+        let shared = Arc::clone(&self.shared);
+        // Boxed: what is rarely needed should not make every watch large.
+        self.ear.meanwhile(DOING, Box::pin(shared.deliver(&self.instance))).await??;
+        self.ear.take_change();
+        let begun = Instant::now();
+        let read = self.read().await?;
+        self.rested_at = Instant::now() + begun.elapsed();
+        self.poll_at = Instant::now() + self.period();
+        self.watching.saw(&read.mandelboxes);
+        self.understand(&read)
+    }
+
+    async fn read(&mut self) -> Result<Read> {
+        let parameters: crate::database::Parameters<'_> = &[(&self.instance.as_str(), Type::TEXT)];
+        let rows = self.ear.query(DOING, &self.sql, parameters);
+        Read::new(DOING, &self.shared.database.within(DOING, rows).await?)
+    }
+
+    fn understand(&mut self, read: &Read) -> Result<DesiredState> {
+        let (state, nonsense) = read.understand(self.last_status)?;
+        self.last_status = state.instance;
+        self.told.retain(|id| nonsense.iter().any(|(raw, _)| raw.id == *id));
+        for (raw, why) in nonsense {
+            if self.told.insert(raw.id.clone()) {
+                tracing::warn!(
+                    id = crate::rows::short(&raw.id),
+                    why,
+                    "a mandelbox's row cannot be understood; ignored"
+                );
+            }
+        }
+        Ok(state)
+    }
+
+    /// Returns when there may be something new.
+    async fn wake_up(&mut self) -> Result<()> {
+        loop {
+            self.test_hearing().await?;
+            if self.ear.has_change() {
+                return self.rest().await;
+            }
+            let until = match self.hearing {
+                Hearing::Testing(over) => over.min(self.poll_at),
+                _ => self.poll_at,
+            };
+            tokio::select! {
+                heard = self.ear.listen(DOING) => heard?,
+                alarmed = self.alarm.changed() => {
+                    // The sender lives in `shared`, so it is never gone.
+                    let _ = alarmed;
+                    return Ok(());
+                }
+                () = sleep_until(until) => {
+                    if until == self.poll_at {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// While a burst goes on, as long as the last read took.
+    async fn rest(&mut self) -> Result<()> {
+        if self.rested_at <= Instant::now() {
+            return Ok(());
+        }
+        self.ear.meanwhile(DOING, sleep_until(self.rested_at)).await
+    }
+
+    /// Finds out whether notifications come through: a transaction-pooling proxy accepts LISTEN and delivers nothing.
+    async fn test_hearing(&mut self) -> Result<()> {
+        match self.hearing {
+            Hearing::Works => {}
+            _ if self.ear.hears() => self.hearing = Hearing::Works,
+            Hearing::Untested => {
+                self.ear.probe(&self.shared.database, DOING).await?;
+                self.hearing = Hearing::Testing(Instant::now() + PROBE_PATIENCE);
+            }
+            Hearing::Testing(over) if over <= Instant::now() => {
+                self.hearing = Hearing::Deaf;
+                let every = self.shared.poll_without_notifications;
+                tracing::warn!(
+                    ?every,
+                    "notifications do not come through, as behind a transaction-pooling proxy; reading on a clock"
+                );
+                self.poll_at = Instant::now() + self.period();
+            }
+            Hearing::Testing(_) | Hearing::Deaf => {}
+        }
+        Ok(())
+    }
+
+    /// A tenth more or less, so that a fleet does not read in step.
+    fn period(&self) -> Duration {
+        let period = match self.hearing {
+            Hearing::Deaf => self.shared.poll_without_notifications,
+            _ => self.shared.poll,
+        };
+        period.mul_f64(0.9 + 0.2 * rand::random::<f64>())
+    }
+}
