@@ -1,0 +1,174 @@
+//! A store of container images: from OCI layouts, `docker save` archives and registries, unpacked for overlayfs.
+
+mod archive;
+mod compression;
+mod digest;
+mod error;
+mod files;
+mod image;
+mod index;
+mod load;
+mod name;
+mod shelf;
+mod stop;
+mod tape;
+mod tree;
+mod unpack;
+mod work;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use host_core::{
+    ImageRef, PluginError,
+    runtime::{Image, OnProgress},
+};
+use serde::Deserialize;
+
+use crate::{
+    name::Name,
+    shelf::{Limits, Shelf},
+    stop::blocking,
+};
+
+/// The section `[runtime.oci.images]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// How many bytes an image may have when it is unpacked, its layers together; 64 GiB if not said.
+    pub unpacked_bytes_max: u64,
+    /// How many files and directories an image may bring, its layers together; two million if not said.
+    pub entries_max: u64,
+    /// How registries are spoken to, by `host` or `host:port` as images' names have it; `docker.io` for Docker Hub.
+    pub registries: BTreeMap<String, Registry>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { unpacked_bytes_max: 64 << 30, entries_max: 2_000_000, registries: BTreeMap::new() }
+    }
+}
+
+/// A registry that needs something of its own.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Registry {
+    /// Who pulls; nobody in particular if not said.
+    pub username: Option<String>,
+    /// A file whose first line is the password; read when it is used.
+    pub password_file: Option<PathBuf>,
+    /// Certificates, as PEM, that sign the registry's; the system's if not said.
+    pub ca_file: Option<PathBuf>,
+    /// Speaks HTTP without TLS. Never by default, not even to loopback.
+    pub plain_http: bool,
+}
+
+/// An image in use.
+#[derive(Debug, Clone)]
+pub struct Unpacked {
+    /// Which.
+    pub image: Image,
+    /// What it says about how it wants to run.
+    pub config: oci_spec::image::ImageConfiguration,
+    /// Directories of its layers for overlayfs, topmost first, relative to the store's root. Each is short, because
+    /// overlayfs takes one page of options.
+    pub layers: Vec<PathBuf>,
+}
+
+/// The store. Clones are the same store, and so are others of the same directory, in any process.
+#[derive(Clone, Debug)]
+pub struct Store {
+    shelf: Shelf,
+    registries: Arc<BTreeMap<String, Registry>>,
+}
+
+impl Store {
+    /// Opens the store below `root`, made if it does not exist, and removes what a crash has left there.
+    ///
+    /// # Errors
+    /// `Denied` or `Exhausted` for what the host refuses, `Internal` for an index that is damaged.
+    pub async fn open(root: PathBuf, config: Config) -> Result<Self, PluginError> {
+        let limits = Limits { bytes: config.unpacked_bytes_max, entries: config.entries_max };
+        let shelf = blocking(move |_| Shelf::open(root, limits)).await?;
+        Ok(Self { shelf, registries: Arc::new(config.registries) })
+    }
+
+    /// The directory that [`Unpacked::layers`] are relative to.
+    pub fn root(&self) -> &Path {
+        &self.shelf.places.root
+    }
+
+    /// The image that `image` names here.
+    ///
+    /// # Errors
+    /// `Invalid` when it is no image reference.
+    pub async fn find(&self, image: &ImageRef) -> Result<Option<Image>, PluginError> {
+        let (shelf, name) = (self.shelf.clone(), Name::of(image)?);
+        blocking(move |_| shelf.find(&name)).await
+    }
+
+    /// Every image here, also one that has lost its names and is still in use.
+    pub async fn all(&self) -> Result<Vec<Image>, PluginError> {
+        let shelf = self.shelf.clone();
+        blocking(move |_| shelf.all()).await
+    }
+
+    /// Takes every image of an archive: an OCI layout or what `docker save` writes, packed with gzip or not, or a
+    /// directory that is an OCI layout. All or none become visible, under the names that the archive has for them; one
+    /// without a name goes by its id.
+    ///
+    /// # Errors
+    /// `Invalid` when it is no such archive, is for another platform or breaks a rule; `Exhausted` when the disk is
+    /// full. Either way nothing is left.
+    pub async fn load(&self, archive: &Path) -> Result<Vec<ImageRef>, PluginError> {
+        let (shelf, archive) = (self.shelf.clone(), archive.to_owned());
+        blocking(move |stop| load::load(&shelf, &archive, stop)).await
+    }
+
+    /// Fetches an image from its registry, or confirms that what is here is current.
+    ///
+    /// # Errors
+    /// `NotFound` when the registry has none, `Denied` for credentials, `Unavailable` for the network, and those of
+    /// [`Store::load`].
+    pub async fn pull(&self, image: &ImageRef, _progress: OnProgress<'_>) -> Result<Image, PluginError> {
+        tracing::debug!(%image, registries = self.registries.len(), "pulling");
+        Err(PluginError::new(host_core::ErrorKind::Unsupported, "not built yet"))
+    }
+
+    /// Gives an image one more name, taken from another image if that has it.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` when either is no image reference.
+    pub async fn tag(&self, image: &ImageRef, name: &ImageRef) -> Result<(), PluginError> {
+        let (shelf, image, name) = (self.shelf.clone(), Name::of(image)?, Name::of(name)?);
+        blocking(move |_| shelf.tag(&image, name)).await
+    }
+
+    /// Keeps the image until [`Store::release`], also over restarts of this process.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` when `user` already uses another image; `Invalid` when `user` is not 1 to 200 of A-Z
+    /// a-z 0-9 . _ - without a leading dot.
+    pub async fn acquire(&self, image: &ImageRef, user: &str) -> Result<Unpacked, PluginError> {
+        let (shelf, image, user) = (self.shelf.clone(), Name::of(image)?, user.to_owned());
+        blocking(move |_| shelf.acquire(&image, &user)).await
+    }
+
+    /// Ends what [`Store::acquire`] began; releasing what is not in use succeeds.
+    ///
+    /// # Errors
+    /// `Invalid` for what cannot be a user.
+    pub async fn release(&self, user: &str) -> Result<(), PluginError> {
+        let (shelf, user) = (self.shelf.clone(), user.to_owned());
+        blocking(move |_| shelf.release(&user)).await
+    }
+
+    /// Everybody who uses an image.
+    pub async fn users(&self) -> Result<Vec<String>, PluginError> {
+        let shelf = self.shelf.clone();
+        blocking(move |_| shelf.users()).await
+    }
+}
