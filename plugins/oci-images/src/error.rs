@@ -22,6 +22,11 @@ pub(crate) fn failed(doing: &str, error: impl Into<io::Error>) -> PluginError {
     PluginError::new(kind_of(&error), format!("cannot {doing}")).with_source(error)
 }
 
+/// Where it went wrong, before what went wrong.
+pub(crate) fn within(place: impl Into<String>, error: PluginError) -> PluginError {
+    PluginError::new(error.kind(), place).with_retry(error.retry()).with_source(error)
+}
+
 fn kind_of(error: &io::Error) -> ErrorKind {
     match error.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::NOSPC | Errno::DQUOT | Errno::MFILE | Errno::NFILE | Errno::NOMEM) => {

@@ -2,14 +2,14 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use host_core::{ImageRef, PluginError};
+use host_core::ImageRef;
 use oci_spec::image::{Descriptor, ImageIndex, ImageManifest, MediaType};
 use serde::Deserialize;
 
 use crate::{
     archive::Archive,
     digest::Digest,
-    error::{Result, invalid},
+    error::{Result, invalid, within},
     image::{Blob, Configured, Document, NESTING_MAX, for_this_host, is_for_another_host, pair, parse},
     name::Name,
     shelf::Shelf,
@@ -29,9 +29,7 @@ pub(crate) fn load(shelf: &Shelf, path: &Path, stop: &Stop) -> Result<Vec<ImageR
         Ok(images)
     });
     let ended = work.end();
-    let images = loaded.map_err(|error| {
-        PluginError::new(error.kind(), format!("cannot load {}", path.display())).with_source(error)
-    })?;
+    let images = loaded.map_err(|error| within(format!("cannot load {}", path.display()), error))?;
     ended?;
     Ok(images.iter().flat_map(|image| &image.names).filter_map(Name::shown).collect())
 }

@@ -158,7 +158,7 @@ impl<R: Input> Tape<R> {
 
     fn skip_rest(&mut self) -> Result<()> {
         let rest = self.left + self.padding;
-        self.input.skip(rest).map_err(|error| unreadable("the archive", error))?;
+        self.input.skip(rest).map_err(|error| unreadable("the tar", error))?;
         self.position += rest;
         (self.left, self.padding) = (0, 0);
         Ok(())
@@ -173,7 +173,7 @@ impl<R: Input> Tape<R> {
                 Ok(0) => return Err(invalid("it is cut off within a header")),
                 Ok(count) => filled += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(unreadable("the archive", error)),
+                Err(error) => return Err(unreadable("the tar", error)),
             }
         }
         self.position += BLOCK as u64;
@@ -186,7 +186,7 @@ impl<R: Input> Tape<R> {
             return Err(invalid(format!("an entry's headers are larger than {HEADERS_BYTES_MAX} bytes")));
         }
         let mut content = Vec::new();
-        self.read_to_end(&mut content).map_err(|error| unreadable("the archive", error))?;
+        self.read_to_end(&mut content).map_err(|error| unreadable("the tar", error))?;
         Ok(content)
     }
 

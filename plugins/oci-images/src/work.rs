@@ -12,7 +12,7 @@ use rustix::fs::syncfs;
 
 use crate::{
     digest::Digest,
-    error::{Result, failed, invalid},
+    error::{Result, failed, invalid, within},
     files::{self, Places},
     image::Configured,
     index::{Layer, Record},
@@ -84,7 +84,8 @@ impl Work {
         stop: &Stop,
     ) -> Result<()> {
         let unpacked = self.path();
-        let layer = unpack(content, &unpacked, id, budget, stop)?;
+        let layer = unpack(content, &unpacked, id, budget, stop);
+        let layer = layer.map_err(|error| within(format!("layer {id}"), error))?;
         // Once for the whole layer, and before anything refers to it: after a crash of the host, what the index
         // names is complete.
         File::open(&unpacked)

@@ -71,7 +71,7 @@ impl<R: Input> Tape<R> {
         }
         let padding = (before - self.left).wrapping_neg() % BLOCK as u64;
         let padded = io::copy(&mut self.take(padding), &mut io::sink());
-        padded.map_err(|error| unreadable("the archive", error))?;
+        padded.map_err(|error| unreadable("the tar", error))?;
         Ok(pieces)
     }
 
@@ -79,7 +79,7 @@ impl<R: Input> Tape<R> {
         let mut line = Vec::new();
         for _ in 0..21 {
             let mut byte = [0];
-            self.read_exact(&mut byte).map_err(|error| unreadable("the archive", error))?;
+            self.read_exact(&mut byte).map_err(|error| unreadable("the tar", error))?;
             match byte {
                 [b'\n'] if !line.is_empty() => return super::pax::number(&line),
                 [byte] => line.push(byte),
