@@ -20,10 +20,7 @@ const KEY: &str = "ipv4/ip_forward";
 /// Whether forwarding was off before us, or before another of our services: then nothing but containers' packets
 /// may be forwarded, and the last of us turns it off. Written down before anything is changed.
 pub(crate) async fn is_ours(nft: &Nft, own_table: &str, state_dir: &Path) -> Result<bool, PluginError> {
-    let is_off = fs::read_to_string(PATH)
-        .map(|text| text.trim() == "0")
-        .map_err(|error| error::kernel(format_args!("reading {PATH}"), error))?;
-    let ours = is_off || state_dir.join(FILE).exists() || other_guards(nft, own_table).await?;
+    let ours = !is_on()? || is_noted(state_dir) || other_guards(nft, own_table).await?;
     if ours {
         note(state_dir, FILE, "it was off; the host service turned it on and turns it off again\n")?;
     }
@@ -32,19 +29,23 @@ pub(crate) async fn is_ours(nft: &Nft, own_table: &str, state_dir: &Path) -> Res
 
 /// Turns it on; the table must be there by now.
 pub(crate) fn turn_on() -> Result<(), PluginError> {
-    let is_on = fs::read_to_string(PATH).is_ok_and(|text| text.trim() == "1");
-    if is_on { Ok(()) } else { set("1") }
+    if is_on()? { Ok(()) } else { set("1") }
 }
 
 /// Turns it off, if it is ours and no other of our services needs it.
 pub(crate) async fn put_back(nft: &Nft, own_table: &str, state_dir: &Path) -> Result<(), PluginError> {
-    if state_dir.join(FILE).exists() {
-        if other_tables(nft, own_table).await?.is_empty() {
+    if is_noted(state_dir) {
+        if is_on()? && other_tables(nft, own_table).await?.is_empty() {
             set("0")?;
         }
         forget(state_dir, FILE)?;
     }
     Ok(())
+}
+
+fn is_on() -> Result<bool, PluginError> {
+    let read = fs::read_to_string(PATH).map(|text| text.trim() != "0");
+    read.map_err(|error| error::kernel(format_args!("reading {PATH}"), error))
 }
 
 fn set(value: &str) -> Result<(), PluginError> {
@@ -79,4 +80,9 @@ pub(crate) fn objects<'a>(
     kind: &'a str,
 ) -> impl Iterator<Item = &'a serde_json::Value> {
     answer["nftables"].as_array().into_iter().flatten().filter_map(move |object| object.get(kind))
+}
+
+/// Whether it is ours to turn off.
+pub(crate) fn is_noted(state_dir: &Path) -> bool {
+    state_dir.join(FILE).exists()
 }

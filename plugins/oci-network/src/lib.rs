@@ -5,8 +5,9 @@
 //! - A *filler* task keeps a few networks ready, so that making one is off a container's path.
 //! - A *writer* task owns the table: changes reach it on a channel, and those that arrive while a transaction is
 //!   being applied are applied together in the next one.
+//! - A *flows* task makes the kernel forget UDP flows of ports that changed.
 //!
-//! Both tasks are in the tracker of [`Networks`] and end with it. Blocking work (netlink, namespaces) runs on
+//! The tasks are in the tracker of [`Networks`] and end with it. Blocking work (netlink, namespaces) runs on
 //! threads of its own; no thread of the async runtime ever enters another namespace.
 //!
 //! Invariants: an address belongs to one container from [`Networks::take`] to [`Networks::release`]; a port
@@ -15,6 +16,7 @@
 
 mod addresses;
 mod block;
+mod check;
 mod config;
 mod conntrack;
 mod error;
@@ -32,6 +34,7 @@ mod rules;
 mod subnet;
 mod writer;
 
+pub use check::{Concern, Leftovers, check, leftovers};
 pub use config::Config;
 pub use namespace::{Network, isolated};
 pub use networks::{Adopted, Networks};

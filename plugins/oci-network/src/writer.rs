@@ -27,7 +27,7 @@ use host_core::{
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    conntrack, error,
+    error,
     nft::Nft,
     ports::{Bound, HostPort, Ports, Published, host_port},
     rules::Rules,
@@ -71,11 +71,17 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// A handle, and the task to run. `ports` are in the table already.
-    pub(crate) fn new(nft: Nft, rules: Rules, ports: Ports) -> (Self, impl Future<Output = ()> + Send) {
+    /// A handle, and the task to run. `ports` are in the table already. UDP ports that changed go to `flows`.
+    pub(crate) fn new(
+        nft: Nft,
+        rules: Rules,
+        ports: Ports,
+        flows: mpsc::UnboundedSender<HashSet<u16>>,
+    ) -> (Self, impl Future<Output = ()> + Send) {
         let (messages, inbox) = mpsc::channel(QUEUE);
         let transactions = Arc::new(AtomicU64::new(0));
-        let state = State { nft, rules, ports, in_doubt: false, transactions: Arc::clone(&transactions) };
+        let state =
+            State { nft, rules, ports, flows, in_doubt: false, transactions: Arc::clone(&transactions) };
         (Self { messages, transactions }, state.run(inbox))
     }
 
@@ -116,6 +122,8 @@ struct State {
     nft: Nft,
     rules: Rules,
     ports: Ports,
+    /// UDP ports whose flows are to be forgotten.
+    flows: mpsc::UnboundedSender<HashSet<u16>>,
     /// The table may differ from `ports`: the next transaction replaces it.
     in_doubt: bool,
     transactions: Arc<AtomicU64>,
@@ -178,7 +186,7 @@ impl State {
             return;
         }
         match self.write(&steps).await {
-            Ok(()) => self.commit(steps).await,
+            Ok(()) => self.commit(steps),
             Err(error) => self.apply_singly(steps, error).await,
         }
     }
@@ -250,15 +258,14 @@ impl State {
             "a transaction failed; its changes are tried one by one");
         for step in steps {
             match self.write(std::slice::from_ref(&step)).await {
-                Ok(()) => self.commit(vec![step]).await,
+                Ok(()) => self.commit(vec![step]),
                 Err(error) => drop(step.done.send(Err(error))),
             }
         }
     }
 
-    async fn commit(&mut self, steps: Vec<Step>) {
+    fn commit(&mut self, steps: Vec<Step>) {
         let mut datagrams = HashSet::new();
-        let mut answers = Vec::with_capacity(steps.len());
         let mut udp = |published: &Published| {
             if published.port.protocol == Protocol::Udp {
                 datagrams.insert(published.port.host);
@@ -275,22 +282,10 @@ impl State {
                     self.ports.forget(address);
                 }
             }
-            answers.push(step.done);
+            let _ = step.done.send(Ok(()));
         }
-        forget_flows(datagrams).await;
-        for done in answers {
-            let _ = done.send(Ok(()));
+        if !datagrams.is_empty() {
+            let _ = self.flows.send(datagrams);
         }
-    }
-}
-
-/// The change is in force whether or not this succeeds; only clients that never pause would notice.
-async fn forget_flows(ports: HashSet<u16>) {
-    if ports.is_empty() {
-        return;
-    }
-    let forgotten = error::blocking("forgetting UDP flows", move || conntrack::forget(&ports)).await;
-    if let Err(error) = forgotten {
-        tracing::warn!(error = %host_core::chain(&error), "old UDP flows may go on for a while");
     }
 }

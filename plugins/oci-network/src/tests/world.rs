@@ -33,7 +33,7 @@ pub(super) const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What must not happen would have happened by then: three hops within one kernel.
-const NEVER: Duration = Duration::from_millis(400);
+pub(super) const NEVER: Duration = Duration::from_millis(400);
 
 pub(super) struct World {
     pub(super) outside: OwnedFd,

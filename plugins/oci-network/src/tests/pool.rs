@@ -1,0 +1,111 @@
+//! Ready networks and addresses.
+
+use std::{collections::HashSet, net::Ipv4Addr};
+
+use host_core::ErrorKind;
+
+use super::world::{HOST, World, call, config, container, eventually, ip, on_scratch_host, tcp};
+use crate::{Config, Networks, nft::Nft};
+
+async fn open(world: &World, config: Config) -> Networks {
+    world.open_with(Nft::default(), config, Vec::new()).await.unwrap()
+}
+
+fn interfaces() -> usize {
+    ip("-br link").lines().filter(|line| line.starts_with("hs")).count()
+}
+
+#[test]
+fn the_pool_is_refilled_and_ends_with_its_owner() {
+    on_scratch_host(async |world| {
+        let networks = open(&world, config(3)).await;
+        eventually("the pool is full", || networks.ready() == 3).await;
+        let one = container(&networks, "one").await;
+        networks.publish(one.address, &[tcp(8080, 80)]).await.unwrap();
+        assert!(call(&world.outside, HOST, 8080).unwrap().starts_with("one"));
+        eventually("the pool is full again", || networks.ready() == 3).await;
+        assert_eq!(interfaces(), 4);
+        drop(networks);
+        eventually("ready networks vanish without close", || interfaces() == 1).await;
+        let again = open(&world, config(3)).await;
+        eventually("the pool is full", || again.ready() == 3).await;
+        again.close().await.unwrap();
+        assert_eq!(interfaces(), 0);
+    });
+}
+
+#[test]
+fn a_burst_is_served_at_once_with_an_address_each() {
+    on_scratch_host(async |world| {
+        let networks = std::sync::Arc::new(open(&world, config(2)).await);
+        let mut takes = tokio::task::JoinSet::new();
+        for _ in 0..30 {
+            let networks = std::sync::Arc::clone(&networks);
+            takes.spawn(async move { networks.take().await.unwrap() });
+        }
+        let taken = takes.join_all().await;
+        let addresses: HashSet<_> = taken.iter().map(|network| network.address).collect();
+        assert_eq!(addresses.len(), 30);
+        for network in &taken {
+            networks.release(network.address).await;
+        }
+        networks.close().await.unwrap();
+        assert_eq!(interfaces(), 0);
+    });
+}
+
+#[test]
+fn addresses_run_out_and_are_used_again_in_turn() {
+    on_scratch_host(async |world| {
+        let subnet = Some("10.9.8.0/29".parse().unwrap());
+        let networks = open(&world, Config { subnet, ..config(0) }).await;
+        let mut held = Vec::new();
+        for _ in 0..5 {
+            held.push(networks.take().await.unwrap());
+        }
+        assert_eq!(networks.take().await.unwrap_err().kind(), ErrorKind::Exhausted);
+        // A container's last process may take its time: the namespaces are still there.
+        networks.release(held[3].address).await;
+        networks.release(held[1].address).await;
+        networks.release(held[1].address).await;
+        let (first, second) = (container(&networks, "first").await, container(&networks, "second").await);
+        assert_eq!((first.address, second.address), (held[3].address, held[1].address));
+        networks.publish(first.address, &[tcp(8080, 80)]).await.unwrap();
+        networks.publish(second.address, &[tcp(8081, 80)]).await.unwrap();
+        assert!(call(&world.outside, HOST, 8080).unwrap().starts_with("first"));
+        assert!(call(&world.outside, HOST, 8081).unwrap().starts_with("second"));
+        assert_eq!(networks.take().await.unwrap_err().kind(), ErrorKind::Exhausted);
+    });
+}
+
+#[test]
+fn an_interface_that_lingers_gives_way() {
+    on_scratch_host(async |world| {
+        let networks = open(&world, config(0)).await;
+        let next = networks.interface(Ipv4Addr::from_bits(networks.block().first().to_bits() + 2));
+        ip(&format!("link add {next} type veth"));
+        let one = container(&networks, "one").await;
+        assert_eq!(networks.interface(one.address), next);
+        networks.publish(one.address, &[tcp(8080, 80)]).await.unwrap();
+        assert!(call(&world.outside, HOST, 8080).unwrap().starts_with("one"));
+    });
+}
+
+#[test]
+fn a_take_that_is_given_up_loses_no_address() {
+    on_scratch_host(async |world| {
+        let subnet = Some("10.9.8.0/30".parse().unwrap());
+        let networks = open(&world, Config { subnet, ..config(0) }).await;
+        tokio::select! {
+            biased;
+            _ = networks.take() => unreachable!("a thread is waited for"),
+            () = async {} => {}
+        }
+        let mut taken = networks.take().await;
+        while taken.as_ref().is_err_and(|error| error.kind() == ErrorKind::Exhausted) {
+            tokio::task::yield_now().await;
+            taken = networks.take().await;
+        }
+        taken.unwrap();
+    });
+}
