@@ -2,6 +2,8 @@
 
 mod archive;
 mod compression;
+mod config;
+mod credentials;
 mod digest;
 mod error;
 mod files;
@@ -9,6 +11,8 @@ mod image;
 mod index;
 mod load;
 mod name;
+mod pull;
+mod registry;
 mod shelf;
 mod stop;
 mod tape;
@@ -17,54 +21,20 @@ mod unpack;
 mod work;
 
 use std::{
-    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use host_core::{
-    ImageRef, PluginError,
-    runtime::{Image, OnProgress},
-};
-use serde::Deserialize;
-
+pub use crate::config::{Config, Registry};
 use crate::{
     name::Name,
     shelf::{Limits, Shelf},
     stop::blocking,
 };
-
-/// The section `[runtime.oci.images]`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// How many bytes an image may have when it is unpacked, its layers together; 64 GiB if not said.
-    pub unpacked_bytes_max: u64,
-    /// How many files and directories an image may bring, its layers together; two million if not said.
-    pub entries_max: u64,
-    /// How registries are spoken to, by `host` or `host:port` as images' names have it; `docker.io` for Docker Hub.
-    pub registries: BTreeMap<String, Registry>,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self { unpacked_bytes_max: 64 << 30, entries_max: 2_000_000, registries: BTreeMap::new() }
-    }
-}
-
-/// A registry that needs something of its own.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Registry {
-    /// Who pulls; nobody in particular if not said.
-    pub username: Option<String>,
-    /// A file whose first line is the password; read when it is used.
-    pub password_file: Option<PathBuf>,
-    /// Certificates, as PEM, that sign the registry's; the system's if not said.
-    pub ca_file: Option<PathBuf>,
-    /// Speaks HTTP without TLS. Never by default, not even to loopback.
-    pub plain_http: bool,
-}
+use host_core::{
+    ImageRef, PluginError,
+    runtime::{Image, OnProgress},
+};
 
 /// An image in use.
 #[derive(Debug, Clone)]
@@ -82,7 +52,7 @@ pub struct Unpacked {
 #[derive(Clone, Debug)]
 pub struct Store {
     shelf: Shelf,
-    registries: Arc<BTreeMap<String, Registry>>,
+    config: Arc<Config>,
 }
 
 impl Store {
@@ -93,7 +63,7 @@ impl Store {
     pub async fn open(root: PathBuf, config: Config) -> Result<Self, PluginError> {
         let limits = Limits { bytes: config.unpacked_bytes_max, entries: config.entries_max };
         let shelf = blocking(move |_| Shelf::open(root, limits)).await?;
-        Ok(Self { shelf, registries: Arc::new(config.registries) })
+        Ok(Self { shelf, config: Arc::new(config) })
     }
 
     /// The directory that [`Unpacked::layers`] are relative to.
@@ -133,9 +103,10 @@ impl Store {
     /// # Errors
     /// `NotFound` when the registry has none, `Denied` for credentials, `Unavailable` for the network, and those of
     /// [`Store::load`].
-    pub async fn pull(&self, image: &ImageRef, _progress: OnProgress<'_>) -> Result<Image, PluginError> {
-        tracing::debug!(%image, registries = self.registries.len(), "pulling");
-        Err(PluginError::new(host_core::ErrorKind::Unsupported, "not built yet"))
+    pub async fn pull(&self, image: &ImageRef, progress: OnProgress<'_>) -> Result<Image, PluginError> {
+        let host = name::reference(image.as_str())?.registry().to_owned();
+        let registry = self.config.registries.get(&host).cloned().unwrap_or_default();
+        pull::pull(&self.shelf, registry, self.config.timeout, image, progress).await
     }
 
     /// Gives an image one more name, taken from another image if that has it.

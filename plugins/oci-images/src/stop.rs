@@ -4,25 +4,36 @@ use std::{
     io::{self, Read},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
 };
 
 use host_core::{ErrorKind, PluginError};
 use tokio::task;
+use tokio_util::sync::CancellationToken;
 
 use crate::error::{Result, carried, invalid};
 
-/// Told when the future that waits for the work was dropped.
+/// Told when nobody waits for the work any more.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Stop(Arc<AtomicBool>);
+pub(crate) struct Stop(CancellationToken);
 
 impl Stop {
     pub(crate) fn check(&self) -> Result<()> {
-        if self.0.load(Ordering::Relaxed) {
+        if self.0.is_cancelled() {
             return Err(PluginError::new(ErrorKind::Internal, "nobody waits for this any more"));
         }
         Ok(())
+    }
+
+    /// Ends the work.
+    pub(crate) fn now(&self) {
+        self.0.cancel();
+    }
+
+    /// Returns when the work must end.
+    pub(crate) async fn told(&self) {
+        self.0.cancelled().await;
     }
 
     /// What is read through it ends with an error once nobody waits.
@@ -31,12 +42,19 @@ impl Stop {
     }
 }
 
-/// Sets its flag when it is dropped.
-struct StopOnDrop(Stop);
+/// Ends the work when it is dropped.
+#[derive(Debug, Default)]
+pub(crate) struct StopOnDrop(Stop);
+
+impl StopOnDrop {
+    pub(crate) fn stop(&self) -> Stop {
+        self.0.clone()
+    }
+}
 
 impl Drop for StopOnDrop {
     fn drop(&mut self) {
-        self.0.0.store(true, Ordering::Relaxed);
+        self.0.now();
     }
 }
 
@@ -44,8 +62,16 @@ impl Drop for StopOnDrop {
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce(&Stop) -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    let stop = Stop::default();
-    let _guard = StopOnDrop(stop.clone());
+    let guard = StopOnDrop::default();
+    blocking_until(&guard.0, work).await
+}
+
+/// The same for work that others end too.
+pub(crate) async fn blocking_until<T: Send + 'static>(
+    stop: &Stop,
+    work: impl FnOnce(&Stop) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let stop = stop.clone();
     let done = task::spawn_blocking(move || work(&stop)).await;
     done.unwrap_or_else(|error| {
         Err(PluginError::new(ErrorKind::Internal, "work on the image store ended early").with_source(error))
@@ -73,15 +99,15 @@ impl<R: Read> Read for Stoppable<R> {
 /// What one image may still take when unpacked; its layers share it.
 #[derive(Debug)]
 pub(crate) struct Budget {
-    bytes: AtomicU64Left,
-    entries: AtomicU64Left,
+    bytes: Left,
+    entries: Left,
 }
 
 impl Budget {
     pub(crate) fn new(bytes: u64, entries: u64) -> Self {
         Self {
-            bytes: AtomicU64Left::new(bytes, "bytes", "unpacked_bytes_max"),
-            entries: AtomicU64Left::new(entries, "entries", "entries_max"),
+            bytes: Left::new(bytes, "bytes", "unpacked_bytes_max"),
+            entries: Left::new(entries, "entries", "entries_max"),
         }
     }
 
@@ -100,14 +126,14 @@ impl Budget {
 }
 
 #[derive(Debug)]
-struct AtomicU64Left {
+struct Left {
     max: u64,
-    left: std::sync::atomic::AtomicU64,
+    left: AtomicU64,
     unit: &'static str,
     key: &'static str,
 }
 
-impl AtomicU64Left {
+impl Left {
     fn new(max: u64, unit: &'static str, key: &'static str) -> Self {
         Self { max, left: max.into(), unit, key }
     }
