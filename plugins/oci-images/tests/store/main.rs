@@ -6,4 +6,6 @@ mod hostile;
 mod keep;
 mod load;
 mod pull;
+mod real;
+mod registry;
 mod unpacked;
