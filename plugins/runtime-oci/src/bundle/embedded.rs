@@ -57,7 +57,12 @@ fn propagate(spec: &mut Spec) -> Vec<Propagate> {
         };
         linux.set_rootfs_propagation(Some(name.to_owned()));
     }
-    binds.into_iter().filter(|bind| bind.to != weakest).collect()
+    let mut left: Vec<_> = binds.into_iter().filter(|bind| bind.to != weakest).collect();
+    if weakest != Kind::Private {
+        // With version 1, libcontainer binds the host's own hierarchies here.
+        left.push(Propagate { target: "/sys/fs/cgroup".into(), to: Kind::Private });
+    }
+    left
 }
 
 fn bind(mount: &Mount) -> Option<Propagate> {
@@ -94,4 +99,87 @@ fn mode_of(rootfs: BorrowedFd<'_>, path: &Path) -> Option<u32> {
 
 fn add_option(mount: &mut Mount, option: String) {
     mount.options_mut().get_or_insert_default().push(option);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        os::unix::fs::{PermissionsExt, symlink},
+    };
+
+    use oci_spec::runtime::{MountBuilder, SpecBuilder};
+
+    use super::*;
+
+    fn mount(target: &str, kind: &str, options: &[&str]) -> Mount {
+        let options: Vec<_> = options.iter().map(|&option| option.to_owned()).collect();
+        MountBuilder::default().destination(target).typ(kind).source("x").options(options).build().unwrap()
+    }
+
+    fn adapted(mounts: Vec<Mount>, uid: u32, rootfs: &Path) -> (Spec, Vec<Propagate>) {
+        let mut spec = SpecBuilder::default().mounts(mounts).build().unwrap();
+        spec.process_mut().as_mut().unwrap().user_mut().set_uid(uid);
+        let rootfs = fs::File::open(rootfs).unwrap();
+        let left = adapt(&mut spec, rootfs.as_fd());
+        (spec, left)
+    }
+
+    fn propagation(options: &[&str]) -> (String, Vec<(String, Kind)>) {
+        let binds = options
+            .iter()
+            .enumerate()
+            .map(|(index, option)| mount(&format!("/{index}"), "bind", &["rbind", option]));
+        let (spec, left) = adapted(binds.collect(), 0, Path::new("/"));
+        let all = spec.linux().as_ref().unwrap().rootfs_propagation().clone().unwrap();
+        (all, left.into_iter().map(|one| (one.target.display().to_string(), one.to)).collect())
+    }
+
+    #[test]
+    fn each_bind_propagates_as_it_says_in_the_end() {
+        use Kind::{Private, Slave};
+        assert_eq!(propagation(&[]), ("private".to_owned(), vec![]));
+        assert_eq!(propagation(&["rprivate", "ro"]), ("private".to_owned(), vec![]));
+        let cgroup = ("/sys/fs/cgroup".to_owned(), Private);
+        let private = |index: u32| (format!("/{index}"), Private);
+        assert_eq!(
+            propagation(&["rprivate", "rslave"]),
+            ("slave".to_owned(), vec![private(0), cgroup.clone()])
+        );
+        assert_eq!(
+            propagation(&["rshared", "rslave", "rprivate"]),
+            ("shared".to_owned(), vec![("/1".to_owned(), Slave), private(2), cgroup])
+        );
+    }
+
+    #[test]
+    fn a_memory_file_system_keeps_the_mode_of_the_directory_below() {
+        let rootfs = tempfile::tempdir().unwrap();
+        let (inside, outside) = (rootfs.path().join("inside"), tempfile::tempdir().unwrap());
+        for (directory, mode) in [(inside.as_path(), 0o1775), (outside.path(), 0o711)] {
+            fs::create_dir_all(directory).unwrap();
+            fs::set_permissions(directory, fs::Permissions::from_mode(mode)).unwrap();
+        }
+        symlink("/inside", rootfs.path().join("link")).unwrap();
+        symlink(outside.path(), rootfs.path().join("escape")).unwrap();
+        let mounts = [
+            mount("/inside", "tmpfs", &[]),
+            mount("/link", "tmpfs", &[]),
+            mount("/escape", "tmpfs", &[]),
+            mount("/missing", "tmpfs", &[]),
+            mount("/dev/shm", "tmpfs", &["mode=1777"]),
+        ];
+        let (spec, _) = adapted(mounts.to_vec(), 0, rootfs.path());
+        let modes: Vec<_> =
+            spec.mounts().iter().flatten().map(|mount| mount.options().clone().unwrap().concat()).collect();
+        assert_eq!(modes, ["mode=1775", "mode=1775", "mode=755", "mode=755", "mode=1777"]);
+    }
+
+    #[test]
+    fn a_terminal_belongs_to_the_first_process() {
+        for (uid, expected) in [(0, "gid=5"), (1000, "gid=5uid=1000")] {
+            let (spec, _) = adapted(vec![mount("/dev/pts", "devpts", &["gid=5"])], uid, Path::new("/"));
+            assert_eq!(spec.mounts().as_ref().unwrap()[0].options().clone().unwrap().concat(), expected);
+        }
+    }
 }

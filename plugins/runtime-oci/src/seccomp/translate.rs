@@ -46,12 +46,14 @@ pub(super) fn translate(
 
 /// With none, a filter is for the machine's own.
 fn architectures(profile: &Profile, machine: &Machine) -> Result<Option<Vec<Arch>>, PluginError> {
-    let names = match (profile.architectures.as_slice(), profile.arch_map.as_slice()) {
+    let names: Vec<&String> = match (profile.architectures.as_slice(), profile.arch_map.as_slice()) {
         ([], map) => {
             let own = map.iter().find(|entry| entry.architecture == machine.filter_architecture);
-            own.map_or_else(Vec::new, |own| [&[own.architecture.clone()], &*own.sub_architectures].concat())
+            own.into_iter()
+                .flat_map(|own| [&own.architecture].into_iter().chain(&own.sub_architectures))
+                .collect()
         }
-        (names, []) => names.to_vec(),
+        (names, []) => names.iter().collect(),
         _ => return Err(invalid("architectures and archMap exclude each other")),
     };
     let known: Result<Vec<Arch>, _> = names.iter().map(|name| architecture(name)).collect();
