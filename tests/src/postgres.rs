@@ -48,6 +48,17 @@ pub struct Cluster {
     scratch: bool,
 }
 
+/// What is special about a server.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Setup<'a> {
+    /// Lines of `postgresql.conf`.
+    pub settings: &'a [&'a str],
+    /// Lines of `pg_hba.conf`, before `trust`.
+    pub access: &'a [&'a str],
+    /// Files in the data directory, which only the server can read: their names and what is in them.
+    pub files: &'a [(&'a str, &'a str)],
+}
+
 /// A database of one test's own. It goes with the server.
 #[derive(Debug, Clone)]
 pub struct Database {
@@ -61,7 +72,12 @@ impl Cluster {
     /// # Errors
     /// What this host lacks, with the remedy, or why the server does not come up, with the end of its log.
     pub async fn shared() -> Result<Self> {
-        Self::open(Place::shared()?, false, &["max_connections = 300"], &[]).await
+        Self::open(
+            Place::shared()?,
+            false,
+            Setup { settings: &["max_connections = 300"], ..Setup::default() },
+        )
+        .await
     }
 
     /// A server for one test. It is ended and removed soon after this is dropped.
@@ -69,22 +85,22 @@ impl Cluster {
     /// # Errors
     /// As [`Cluster::shared`].
     pub async fn scratch() -> Result<Self> {
-        Self::scratch_with(&[], &[]).await
+        Self::scratch_with(Setup::default()).await
     }
 
-    /// One with more lines of `postgresql.conf`, and lines of `pg_hba.conf` that go before `trust`.
+    /// One that is set up in its own way.
     ///
     /// # Errors
     /// As [`Cluster::shared`].
-    pub async fn scratch_with(settings: &[&str], access: &[&str]) -> Result<Self> {
-        Self::open(Place::scratch()?, true, settings, access).await
+    pub async fn scratch_with(setup: Setup<'_>) -> Result<Self> {
+        Self::open(Place::scratch()?, true, setup).await
     }
 
-    async fn open(place: Place, scratch: bool, settings: &[&str], access: &[&str]) -> Result<Self> {
+    async fn open(place: Place, scratch: bool, setup: Setup<'_>) -> Result<Self> {
         let starting = place.lock_start()?;
         let cluster = Self { place, scratch };
         if cluster.place.server().is_none() {
-            cluster.place.prepare(settings, access)?;
+            cluster.place.prepare(setup)?;
             // First, so that it also removes what does not come up.
             cluster.place.start_guard(scratch)?;
             cluster.start().await?;

@@ -69,15 +69,16 @@ impl Database {
         self.within(doing, self.attempt(doing, sql, parameters)).await
     }
 
-    /// The same, once more when the connection turns out to be dead: after a restart every pooled one is.
+    /// The same, again while connections turn out to be dead: after a restart every pooled one is.
     pub(crate) async fn query(&self, doing: &str, sql: &str, parameters: Parameters<'_>) -> Result<Vec<Row>> {
         self.within(doing, async {
-            match self.attempt(doing, sql, parameters).await {
-                Err(error) if error.kind() == ErrorKind::Unavailable => {
-                    self.attempt(doing, sql, parameters).await
+            for _ in 0..self.pool.status().size {
+                match self.attempt(doing, sql, parameters).await {
+                    Err(error) if error.kind() == ErrorKind::Unavailable => {}
+                    answer => return answer,
                 }
-                answer => answer,
             }
+            self.attempt(doing, sql, parameters).await
         })
         .await
     }
@@ -85,8 +86,7 @@ impl Database {
     async fn attempt(&self, doing: &str, sql: &str, parameters: Parameters<'_>) -> Result<Vec<Row>> {
         let lease = self.lease(doing).await?;
         let rows = lease.query_typed(sql, parameters).await;
-        lease.give_back();
-        rows.map_err(|error| failure::of_driver(doing, error))
+        lease.give_back(rows.map_err(|error| failure::of_driver(doing, error)))
     }
 
     /// A connection, given back only when it is at rest. The caller has the deadline.
@@ -101,8 +101,13 @@ impl Database {
 pub(crate) struct Lease(Option<Object>);
 
 impl Lease {
-    pub(crate) fn give_back(mut self) {
-        drop(self.0.take());
+    /// The answer, after which the connection is at rest; unless the answer is that it is of no more use.
+    pub(crate) fn give_back<T>(mut self, answer: Result<T>) -> Result<T> {
+        let is_dead = answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable);
+        if !is_dead {
+            drop(self.0.take());
+        }
+        answer
     }
 
     pub(crate) async fn transaction(

@@ -51,7 +51,7 @@ impl Ear {
     pub(crate) async fn open(database: &Database, instance: &InstanceName, doing: &str) -> Result<Self> {
         // Boxed: with TLS in it, it is large.
         let connected = Box::pin(database.target.postgres.connect(database.tls.clone())).await;
-        let (client, connection) = connected.map_err(|error| failure::of_driver(doing, error))?;
+        let (client, connection) = connected.map_err(|error| failure::of_connecting(doing, error))?;
         let mut ear = Self { client, connection, channel: String::new(), heard: Heard::default() };
         let sql = "SELECT cloud.host_channel($1)";
         let rows = ear.query(doing, sql, &[(&instance.as_str(), Type::TEXT)]).await?;

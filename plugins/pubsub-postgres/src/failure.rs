@@ -26,10 +26,21 @@ pub(crate) fn of_driver(doing: &str, error: Error) -> PluginError {
     .with_source(error)
 }
 
+/// The same while connecting: what the driver itself finds wrong then is what it was given to connect with.
+pub(crate) fn of_connecting(doing: &str, error: Error) -> PluginError {
+    match of_driver(doing, error) {
+        error if error.kind() == ErrorKind::Internal => {
+            PluginError::new(ErrorKind::Denied, "the database cannot be connected to as configured")
+                .with_source(error)
+        }
+        error => error,
+    }
+}
+
 /// The pool's error.
 pub(crate) fn of_pool(doing: &str, error: PoolError) -> PluginError {
     match error {
-        PoolError::Backend(error) => of_driver(doing, error),
+        PoolError::Backend(error) => of_connecting(doing, error),
         other => {
             PluginError::new(ErrorKind::Unavailable, format!("{doing}: no connection")).with_source(other)
         }

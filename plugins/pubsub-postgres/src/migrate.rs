@@ -128,8 +128,7 @@ pub async fn migrate(config: &Config, local: bool) -> Result<Migrated> {
         .within(DOING, async {
             let mut lease = database.lease(DOING).await?;
             let migrated = apply(&mut lease, config.row_security).await;
-            lease.give_back();
-            migrated
+            lease.give_back(migrated)
         })
         .await
 }

@@ -44,8 +44,7 @@ pub(crate) async fn register(
         .within(DOING, async {
             let mut lease = database.lease(DOING).await?;
             let answer = attempt(&mut lease, facts, beat, create).await;
-            lease.give_back();
-            answer
+            lease.give_back(answer)
         })
         .await
 }
@@ -58,13 +57,25 @@ async fn attempt(
 ) -> Result<Registered> {
     let failed = |error| failure::of_driver(DOING, error);
     let transaction = lease.transaction().await.map_err(failed)?;
-    let row = look(&transaction, facts).await?;
+    match step(&transaction, facts, beat, create).await {
+        Ok(Registered::Active) => transaction.commit().await.map_err(failed).map(|()| Registered::Active),
+        // Said at once, not when the connection next has something to do: the row is locked.
+        left => transaction.rollback().await.map_err(failed).and(left),
+    }
+}
+
+async fn step(
+    transaction: &Transaction<'_>,
+    facts: &InstanceFacts,
+    beat: &Heartbeat,
+    create: bool,
+) -> Result<Registered> {
+    let row = look(transaction, facts).await?;
     match decide(row.as_ref(), facts, create)? {
         Step::Leave(status) => return Ok(Registered::Unwanted(status)),
-        Step::Activate => write(&transaction, ACTIVATE, facts, beat).await?,
-        Step::Create => write(&transaction, CREATE, facts, beat).await?,
+        Step::Activate => write(transaction, ACTIVATE, facts, beat).await?,
+        Step::Create => write(transaction, CREATE, facts, beat).await?,
     }
-    transaction.commit().await.map_err(failed)?;
     Ok(Registered::Active)
 }
 

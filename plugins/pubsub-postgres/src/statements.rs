@@ -38,8 +38,9 @@ pub(crate) async fn claim(database: &Database, instance: &InstanceName, row: &Ma
          AND m.user_id = $3 AND m.session_id = $4 AND m.creation_time_utc_unix_ms = $5 AND m.status = 'ALLOCATED' \
          RETURNING {MANDELBOX}"
     );
+    // Should an answer be lost after it took effect, the second try says `Lost`, and so would the host's own.
     let rows = database
-        .query_once(
+        .query(
             DOING,
             &sql,
             &[

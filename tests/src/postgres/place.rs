@@ -6,7 +6,10 @@ use std::{
     hash::{BuildHasher, RandomState},
     io::{self, Write},
     net::TcpListener,
-    os::unix::{fs::chown, process::parent_id},
+    os::unix::{
+        fs::{OpenOptionsExt, chown},
+        process::parent_id,
+    },
     path::{Path, PathBuf},
     process::{self, Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -15,7 +18,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::programs;
+use super::{Setup, programs};
 
 /// Below the range that the kernel gives to clients (32768 and up): one that tries to connect again and again to a
 /// server that is away would in the end be given the server's own port, and be connected to itself.
@@ -76,7 +79,7 @@ impl Place {
     }
 
     /// Makes the data directory, with a configuration of its own.
-    pub(super) fn prepare(&self, settings: &[&str], access: &[&str]) -> Result<()> {
+    pub(super) fn prepare(&self, setup: Setup<'_>) -> Result<()> {
         let data = self.path("data");
         copy(&template()?, &data)?;
         let port = free_port()?;
@@ -87,14 +90,14 @@ impl Place {
             "listen_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = '{}'\nfsync = off\n\
              full_page_writes = off\nshared_buffers = 32MB\n{}",
             self.directory.display(),
-            settings.join("\n")
+            setup.settings.join("\n")
         )?;
-        let access = access.join("\n");
+        let access = setup.access.join("\n");
         fs::write(
             data.join("pg_hba.conf"),
             format!("{access}\nlocal all all trust\nhost all all samehost trust\n"),
         )?;
-        Ok(())
+        setup.files.iter().try_for_each(|(name, content)| private(&data.join(name), content))
     }
 
     pub(super) fn start_server(&self) -> Result<()> {
@@ -160,6 +163,17 @@ fn make(directory: &Path) -> Result<()> {
     if rustix::process::getuid().is_root() {
         let (user, group) = postgres_user()?;
         chown(directory, Some(user), Some(group))?;
+    }
+    Ok(())
+}
+
+/// Writes a file that only the server can read.
+fn private(path: &Path, content: &str) -> Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(content.as_bytes())?;
+    if rustix::process::getuid().is_root() {
+        let (user, group) = postgres_user()?;
+        chown(path, Some(user), Some(group))?;
     }
     Ok(())
 }
