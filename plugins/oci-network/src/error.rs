@@ -33,6 +33,11 @@ pub(crate) fn closed() -> PluginError {
     PluginError::new(ErrorKind::Unavailable, "the containers' networks are closed")
 }
 
+/// A deadline passed.
+pub(crate) fn late(doing: &str) -> PluginError {
+    PluginError::new(ErrorKind::Timeout, format!("{doing} took too long"))
+}
+
 /// A thread or task ended without an answer.
 pub(crate) fn lost(doing: &str) -> PluginError {
     PluginError::new(ErrorKind::Internal, format!("{doing} ended without a result"))

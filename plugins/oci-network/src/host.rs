@@ -9,7 +9,7 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
-    link::{LinkAttribute, LinkMessage},
+    link::{LinkAttribute, LinkFlags, LinkMessage, State},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
 };
 
@@ -163,14 +163,37 @@ pub(crate) fn index(netlink: &mut Netlink, name: &str) -> io::Result<u32> {
 pub(crate) fn up(netlink: &mut Netlink, interface: u32) -> io::Result<()> {
     let mut link = LinkMessage::default();
     link.header.index = interface;
-    link.header.flags = netlink_packet_route::link::LinkFlags::Up;
-    link.header.change_mask = netlink_packet_route::link::LinkFlags::Up;
+    link.header.flags = LinkFlags::Up;
+    link.header.change_mask = LinkFlags::Up;
     netlink.ask(RouteNetlinkMessage::SetLink(link), 0)
+}
+
+/// Whether the interface sends what it is given. Going up and having a carrier is not enough: until the kernel has
+/// looked at the change, everything is dropped. Since Linux 6.9 being asked makes it look.
+pub(crate) fn is_active(netlink: &mut Netlink, interface: u32) -> io::Result<bool> {
+    let mut request = LinkMessage::default();
+    request.header.index = interface;
+    match netlink.get(RouteNetlinkMessage::GetLink(request))? {
+        Some(RouteNetlinkMessage::NewLink(link)) => {
+            Ok(link.attributes.contains(&LinkAttribute::OperState(State::Up)))
+        }
+        _ => Ok(false),
+    }
 }
 
 /// Deletes an interface, and its other end with it; done already is fine.
 pub(crate) fn delete_link(netlink: &mut Netlink, name: &str) -> io::Result<()> {
     match netlink.ask(RouteNetlinkMessage::DelLink(named(name)), 0) {
+        Err(error) if error.raw_os_error() == Some(nix::libc::ENODEV) => Ok(()),
+        other => other,
+    }
+}
+
+/// Deletes the interface with this index; done already is fine.
+pub(crate) fn delete_index(netlink: &mut Netlink, index: u32) -> io::Result<()> {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    match netlink.ask(RouteNetlinkMessage::DelLink(link), 0) {
         Err(error) if error.raw_os_error() == Some(nix::libc::ENODEV) => Ok(()),
         other => other,
     }

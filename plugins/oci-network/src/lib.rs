@@ -19,6 +19,7 @@ mod block;
 mod check;
 mod config;
 mod conntrack;
+mod elements;
 mod error;
 mod forwarding;
 mod host;

@@ -7,6 +7,7 @@ use std::{
     net::Ipv4Addr,
     os::fd::{AsRawFd, OwnedFd},
     thread,
+    time::{Duration, Instant},
 };
 
 use host_core::PluginError;
@@ -27,6 +28,10 @@ const INSIDE: &str = "eth0";
 /// follows. Set, so that no device manager on the host changes them later under a container's neighbour table.
 const HOST_MAC: [u8; 2] = [0x02, 0x68];
 const CONTAINER_MAC: [u8; 2] = [0x02, 0x63];
+
+/// Both ends are active by then, or something is wrong; it takes no time, or on kernels before 6.9 a work queue's.
+const ACTIVE: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// A container's network, ready to be entered.
 #[derive(Debug)]
@@ -123,15 +128,34 @@ fn join(plan: &Plan, namespace: &OwnedFd, inside: &mut Netlink) -> io::Result<()
         }
         other => other?,
     }
-    let ends = host_end(plan, &mut host).and_then(|()| container_end(plan, inside));
+    let ends = both_ends(plan, &mut host, inside);
     if ends.is_err() {
         let _ = host::delete_link(&mut host, &plan.interface);
     }
     ends
 }
 
+fn both_ends(plan: &Plan, host: &mut Netlink, inside: &mut Netlink) -> io::Result<()> {
+    let index = host_end(plan, host)?;
+    let index_inside = container_end(plan, inside)?;
+    activate(host, index)?;
+    activate(inside, index_inside)
+}
+
+/// Otherwise the first packet may be lost, and a client waits a second before it tries again.
+fn activate(netlink: &mut Netlink, interface: u32) -> io::Result<()> {
+    let deadline = Instant::now() + ACTIVE;
+    while !host::is_active(netlink, interface)? {
+        if Instant::now() > deadline {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "an interface does not become active"));
+        }
+        thread::sleep(LOOK_AGAIN);
+    }
+    Ok(())
+}
+
 /// The host's end stays down until its settings are made.
-fn host_end(plan: &Plan, host: &mut Netlink) -> io::Result<()> {
+fn host_end(plan: &Plan, host: &mut Netlink) -> io::Result<u32> {
     let interface = &plan.interface;
     host::sysctl_if_there(&format!("ipv6/conf/{interface}/disable_ipv6"), "1")?;
     // 127.0.0.1:port reaches a container only if packets from loopback may leave here.
@@ -139,15 +163,17 @@ fn host_end(plan: &Plan, host: &mut Netlink) -> io::Result<()> {
     let index = host::index(host, interface)?;
     host::up(host, index)?;
     host::add_address(host, index, plan.gateway)?;
-    host::route_on_link(host, plan.address, index, plan.gateway)
+    host::route_on_link(host, plan.address, index, plan.gateway)?;
+    Ok(index)
 }
 
-fn container_end(plan: &Plan, inside: &mut Netlink) -> io::Result<()> {
+fn container_end(plan: &Plan, inside: &mut Netlink) -> io::Result<u32> {
     let index = host::index(inside, INSIDE)?;
     host::up(inside, index)?;
     host::add_address(inside, index, plan.address)?;
     host::route_on_link(inside, plan.gateway, index, plan.address)?;
-    host::default_route(inside, plan.gateway, index)
+    host::default_route(inside, plan.gateway, index)?;
+    Ok(index)
 }
 
 fn pair(plan: &Plan, namespace: &OwnedFd) -> LinkMessage {

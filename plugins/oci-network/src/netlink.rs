@@ -26,6 +26,9 @@ const DEADLINE_S: i64 = 5;
 /// No answer of the kernel's is larger.
 const BUFFER_BYTES: usize = 64 * 1024;
 
+/// Of messages, in bytes.
+const ALIGNMENT: usize = 4;
+
 #[derive(Debug)]
 pub(crate) struct Netlink {
     socket: OwnedFd,
@@ -77,7 +80,42 @@ impl Netlink {
         Ok(self.answers()?.pop())
     }
 
+    /// Has all of it done or nothing; returns once the kernel did it. Each message comes with its flags; at least one
+    /// has `NLM_F_ACK`.
+    pub(crate) fn transact<M>(&mut self, messages: Vec<(M, u16)>) -> io::Result<()>
+    where
+        M: NetlinkSerializable + NetlinkDeserializable + Debug + Into<NetlinkPayload<M>>,
+    {
+        let first = self.sequence + 1;
+        let mut acknowledgements = messages.iter().filter(|(_, flags)| flags & NLM_F_ACK != 0).count();
+        let bytes: Vec<_> = messages
+            .into_iter()
+            .flat_map(|(message, flags)| self.bytes(message, NLM_F_REQUEST | flags))
+            .collect();
+        send(self.socket.as_raw_fd(), &bytes, MsgFlags::empty())?;
+        while acknowledgements > 0 {
+            self.receive::<M>(first, |payload| {
+                acknowledgements -= match payload {
+                    NetlinkPayload::Error(error) if error.code.is_none() => 1,
+                    NetlinkPayload::Error(error) => return Err(error.to_io()),
+                    _ => 0,
+                };
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
     fn send<M>(&mut self, message: M, flags: u16) -> io::Result<()>
+    where
+        M: NetlinkSerializable + Into<NetlinkPayload<M>>,
+    {
+        let bytes = self.bytes(message, flags);
+        send(self.socket.as_raw_fd(), &bytes, MsgFlags::empty())?;
+        Ok(())
+    }
+
+    fn bytes<M>(&mut self, message: M, flags: u16) -> Vec<u8>
     where
         M: NetlinkSerializable + Into<NetlinkPayload<M>>,
     {
@@ -87,37 +125,56 @@ impl Netlink {
         header.sequence_number = self.sequence;
         let mut message = NetlinkMessage::new(header, message.into());
         message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        send(self.socket.as_raw_fd(), &bytes, MsgFlags::empty())?;
-        Ok(())
+        let length = message.buffer_len();
+        let mut bytes = vec![0; length.next_multiple_of(ALIGNMENT)];
+        message.serialize(&mut bytes[..length]);
+        bytes
     }
 
     /// Reads up to the acknowledgement or the end of the dump.
     fn answers<M: NetlinkDeserializable>(&mut self) -> io::Result<Vec<M>> {
-        let mut answers = Vec::new();
-        loop {
-            let received = match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
-                Err(nix::Error::EINTR) => continue,
-                other => other?,
-            };
-            let mut rest = &self.buffer[..received];
-            while let Some((length, sequence)) = frame(rest) {
-                let (message, after) = rest.split_at(length);
-                rest = after.get(length.next_multiple_of(4) - length..).unwrap_or_default();
-                if sequence != self.sequence {
-                    continue; // of a request whose answer was given up
+        let (mut answers, mut done) = (Vec::new(), false);
+        while !done {
+            self.receive(self.sequence, |payload| {
+                match payload {
+                    NetlinkPayload::Done(_) => done = true,
+                    NetlinkPayload::Error(error) if error.code.is_none() => done = true,
+                    NetlinkPayload::Error(error) => return Err(error.to_io()),
+                    NetlinkPayload::InnerMessage(answer) => answers.push(answer),
+                    _ => {}
                 }
-                match NetlinkMessage::<M>::deserialize(message).map(|message| message.payload) {
-                    Ok(NetlinkPayload::Done(_)) => return Ok(answers),
-                    Ok(NetlinkPayload::Error(error)) if error.code.is_none() => return Ok(answers),
-                    Ok(NetlinkPayload::Error(error)) => return Err(error.to_io()),
-                    Ok(NetlinkPayload::InnerMessage(answer)) => answers.push(answer),
-                    Ok(_) => {}
-                    Err(error) => tracing::debug!(%error, "a netlink message cannot be read"),
-                }
+                Ok(())
+            })?;
+        }
+        Ok(answers)
+    }
+
+    /// Takes one datagram, and shows the messages in it that answer a request from number `first` on; others are
+    /// of requests whose answer was given up.
+    fn receive<M: NetlinkDeserializable>(
+        &mut self,
+        first: u32,
+        mut show: impl FnMut(NetlinkPayload<M>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let received = loop {
+            match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
+                Err(nix::Error::EINTR) => {}
+                other => break other?,
+            }
+        };
+        let mut rest = &self.buffer[..received];
+        while let Some((length, sequence)) = frame(rest) {
+            let message = &rest[..length];
+            rest = rest.get(length.next_multiple_of(ALIGNMENT)..).unwrap_or_default();
+            if sequence < first {
+                continue;
+            }
+            match NetlinkMessage::<M>::deserialize(message) {
+                Ok(message) => show(message.payload)?,
+                Err(error) => tracing::debug!(%error, "a netlink message cannot be read"),
             }
         }
+        Ok(())
     }
 }
 

@@ -108,7 +108,7 @@ impl Networks {
         tasks.spawn(write.instrument(tracing::info_span!("network_writer")));
         let (filler, until) = (Arc::clone(&pool), stop.clone());
         let fill = async move { filler.fill(&until).await };
-        tasks.spawn(fill.instrument(tracing::info_span!("network_filler")));
+        pool.making.spawn(fill.instrument(tracing::info_span!("network_filler")));
         let stop_on_drop = stop.clone().drop_guard();
         let state_dir = state_dir.to_owned();
         Self { pool, writer, nft, config, state_dir, tasks, stop, _stop_on_drop: stop_on_drop }
@@ -157,12 +157,10 @@ impl Networks {
         if !self.pool.addresses.is_used(address) {
             return;
         }
-        let (withdrawn, unlinked) =
-            tokio::join!(self.withdraw(address), delete_links(vec![self.interface(address)]));
-        if let Err(error) = unlinked {
+        if let Err(error) = self.cut_off(address).await {
             tracing::warn!(error = %host_core::chain(&error), %address, "a container's interface stays");
         }
-        if let Err(error) = withdrawn {
+        if let Err(error) = self.withdraw(address).await {
             // Another container with this address would be reached by these ports.
             tracing::warn!(error = %host_core::chain(&error), %address, "an address cannot be used again");
             return;
@@ -170,13 +168,37 @@ impl Networks {
         self.pool.addresses.release(address);
     }
 
-    /// Ends both tasks and removes everything: ready networks, the table, the block's route, forwarding. While
+    /// Has the interface removed: 30 ms of the kernel's, for which nobody waits but [`Networks::close`]. By its
+    /// index, because the next container with this address has one of the same name.
+    async fn cut_off(&self, address: Ipv4Addr) -> Result<(), PluginError> {
+        let name = self.interface(address);
+        let index = error::blocking("looking for an interface", move || {
+            match host::index(&mut Netlink::route()?, &name) {
+                Err(error) if error.raw_os_error() == Some(nix::libc::ENODEV) => Ok(None),
+                other => other.map(Some),
+            }
+        })
+        .await?;
+        if let Some(index) = index {
+            self.tasks.spawn_blocking(move || {
+                let deleted =
+                    Netlink::route().and_then(|mut netlink| host::delete_index(&mut netlink, index));
+                if let Err(error) = deleted {
+                    tracing::warn!(%error, %address, "a container's interface stays");
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// Ends the tasks and removes everything: ready networks, the table, the block's route, forwarding. While
     /// containers have addresses, all but the ready networks stay, for them and for the next service.
     ///
     /// # Errors
     /// What could not be removed; the rest is.
     pub async fn close(&self) -> Result<(), PluginError> {
         self.stop.cancel();
+        self.pool.settle().await;
         let ready = self.pool.drain();
         let interfaces = ready.iter().map(|ready| ready.interface(&self.pool.key, self.pool.block)).collect();
         let unlinked = delete_links(interfaces).await;

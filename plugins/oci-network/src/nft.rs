@@ -1,12 +1,12 @@
-//! The `nft` program: one run per transaction.
+//! The `nft` program: makes, replaces and removes the table.
 
 use std::{io, path::PathBuf, process::Stdio, time::Duration};
 
 use host_core::{ErrorKind, PluginError};
 use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
 
-/// A transaction takes 3 ms; this bounds one that waits behind others' or hangs.
-const DEADLINE: Duration = Duration::from_secs(10);
+/// A transaction takes milliseconds; this bounds one that waits behind others' or hangs.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Longest part of what `nft` complains that goes into an error, in bytes.
 const COMPLAINT_BYTES: usize = 400;

@@ -8,7 +8,7 @@ use std::{
 
 use host_core::{ErrorKind, PluginError};
 use tokio::{sync::Notify, time::sleep};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     addresses::{Addresses, Lease},
@@ -50,11 +50,22 @@ pub(crate) struct Pool {
     target: usize,
     ready: Mutex<VecDeque<Ready>>,
     taken: Notify,
+    /// The filler, and every thread that makes a network, also those nobody waits for any more.
+    pub(crate) making: TaskTracker,
 }
 
 impl Pool {
     pub(crate) fn new(key: Key, block: Subnet, mtu: u32, addresses: Addresses, target: usize) -> Self {
-        Self { key, block, mtu, addresses, target, ready: Mutex::default(), taken: Notify::new() }
+        Self {
+            key,
+            block,
+            mtu,
+            addresses,
+            target,
+            ready: Mutex::default(),
+            taken: Notify::new(),
+            making: TaskTracker::new(),
+        }
     }
 
     /// A ready one, or one made now.
@@ -77,19 +88,22 @@ impl Pool {
         self.lock().drain(..).collect()
     }
 
-    /// Keeps the pool full; the filler task.
+    /// Keeps the pool full; the filler task. Stops between two networks, so that none is left half made.
     pub(crate) async fn fill(&self, stop: &CancellationToken) {
-        let work = async {
-            loop {
-                if self.len() >= self.target {
-                    self.taken.notified().await;
-                } else if let Err(error) = self.add().await {
-                    tracing::warn!(error = %host_core::chain(&error), "no network can be made ready");
-                    sleep(PAUSE).await;
-                }
+        while !stop.is_cancelled() {
+            if self.len() >= self.target {
+                stop.run_until_cancelled(self.taken.notified()).await;
+            } else if let Err(error) = self.add().await {
+                tracing::warn!(error = %host_core::chain(&error), "no network can be made ready");
+                stop.run_until_cancelled(sleep(PAUSE)).await;
             }
-        };
-        stop.run_until_cancelled(work).await;
+        }
+    }
+
+    /// Returns when the filler and everything that is being made have ended; `fill` must have been told to stop.
+    pub(crate) async fn settle(&self) {
+        self.making.close();
+        self.making.wait().await;
     }
 
     async fn add(&self) -> Result<(), PluginError> {
@@ -114,7 +128,7 @@ impl Pool {
             gateway: self.block.gateway(),
             mtu: self.mtu,
         };
-        let (network, lease) = namespace::make(plan, lease).await?;
+        let (network, (lease, _)) = namespace::make(plan, (lease, self.making.token())).await?;
         Ok(Ready { network, lease })
     }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use host_core::runtime::{PortMapping, Protocol};
+use host_core::runtime::PortMapping;
 
 use crate::{
     name::{GROUP, Key},
@@ -11,8 +11,8 @@ use crate::{
 };
 
 /// Published on one address of the host, and on all of them.
-const ON_ONE: &str = "published";
-const ON_ALL: &str = "published-everywhere";
+pub(crate) const ON_ONE: &str = "published";
+pub(crate) const ON_ALL: &str = "published-everywhere";
 
 /// The chain that is there only if this service turned forwarding on.
 pub(crate) const NO_ROUTER: &str = "no-router";
@@ -32,7 +32,9 @@ impl Rules {
         let table = self.key.table();
         let mut text = format!("table inet {table}\ndelete table inet {table}\n");
         self.table(&mut text);
-        self.add(&mut text, published);
+        for one in published {
+            let _ = writeln!(text, "add element inet {table} {} {{ {} }}", map(&one.port), element(one));
+        }
         text
     }
 
@@ -40,28 +42,6 @@ impl Rules {
     pub(crate) fn remove(&self) -> String {
         let table = self.key.table();
         format!("table inet {table}\ndelete table inet {table}\n")
-    }
-
-    /// Publishes.
-    pub(crate) fn add(&self, text: &mut String, published: &[Published]) {
-        for one in published {
-            let (map, key) = place(&one.port);
-            let _ = writeln!(
-                text,
-                "add element inet {} {map} {{ {key} : {} . {} }}",
-                self.key.table(),
-                one.address,
-                one.port.container
-            );
-        }
-    }
-
-    /// Withdraws.
-    pub(crate) fn delete(&self, text: &mut String, published: &[Published]) {
-        for one in published {
-            let (map, key) = place(&one.port);
-            let _ = writeln!(text, "delete element inet {} {map} {{ {key} }}", self.key.table());
-        }
     }
 
     fn table(&self, text: &mut String) {
@@ -124,15 +104,13 @@ impl Rules {
     }
 }
 
-/// Its map and its key in it.
-fn place(port: &PortMapping) -> (&'static str, String) {
-    let protocol = match port.protocol {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
-    };
-    if port.host_ip.is_unspecified() {
-        (ON_ALL, format!("{protocol} . {}", port.host))
-    } else {
-        (ON_ONE, format!("{} . {protocol} . {}", port.host_ip, port.host))
-    }
+/// The map that holds the port.
+pub(crate) fn map(port: &PortMapping) -> &'static str {
+    if port.host_ip.is_unspecified() { ON_ALL } else { ON_ONE }
+}
+
+fn element(one: &Published) -> String {
+    let Published { address, port } = one;
+    let on = if port.host_ip.is_unspecified() { String::new() } else { format!("{} . ", port.host_ip) };
+    format!("{on}{} . {} : {address} . {}", port.protocol, port.host, port.container)
 }

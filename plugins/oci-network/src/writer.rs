@@ -4,7 +4,7 @@
 //!   publish, withdraw ──► channel ──► gather a batch ──► bind ports ──► one transaction ──► answer each
 //!                                        ▲                                   │ failed
 //!                                        └── what arrives meanwhile waits    ▼
-//!                                                            each alone, replacing the table
+//!                                                            each alone, nft replacing the table
 //! ```
 //!
 //! A batch holds at most one change per address, and never gives a port away that it withdraws, so that its
@@ -24,11 +24,15 @@ use host_core::{
     PluginError,
     runtime::{PortMapping, Protocol},
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
 
 use crate::{
-    error,
-    nft::Nft,
+    elements, error,
+    netlink::Netlink,
+    nft::{DEADLINE, Nft},
     ports::{Bound, HostPort, Ports, Published, host_port},
     rules::Rules,
 };
@@ -80,8 +84,15 @@ impl Writer {
     ) -> (Self, impl Future<Output = ()> + Send) {
         let (messages, inbox) = mpsc::channel(QUEUE);
         let transactions = Arc::new(AtomicU64::new(0));
-        let state =
-            State { nft, rules, ports, flows, in_doubt: false, transactions: Arc::clone(&transactions) };
+        let state = State {
+            nft,
+            rules,
+            ports,
+            flows,
+            socket: None,
+            in_doubt: false,
+            transactions: Arc::clone(&transactions),
+        };
         (Self { messages, transactions }, state.run(inbox))
     }
 
@@ -122,6 +133,8 @@ struct State {
     nft: Nft,
     rules: Rules,
     ports: Ports,
+    /// Kept open; none before the first change and after a failed one.
+    socket: Option<Netlink>,
     /// UDP ports whose flows are to be forgotten.
     flows: mpsc::UnboundedSender<HashSet<u16>>,
     /// The table may differ from `ports`: the next transaction replaces it.
@@ -153,7 +166,7 @@ impl State {
     }
 
     async fn end(&self, remove: bool) -> Answer {
-        if remove { self.transact(&self.rules.remove()).await } else { Ok(()) }
+        if remove { self.nft.apply(&self.rules.remove()).await } else { Ok(()) }
     }
 
     /// The changes at the front of the queue that can go together.
@@ -217,22 +230,33 @@ impl State {
     }
 
     async fn write(&mut self, steps: &[Step]) -> Answer {
-        let text = if self.in_doubt { self.whole(steps) } else { self.difference(steps) };
-        let written = self.transact(&text).await;
+        self.transactions.fetch_add(1, Ordering::Relaxed);
+        let written = if self.in_doubt {
+            self.nft.apply(&self.whole(steps)).await
+        } else {
+            self.difference(steps).await
+        };
         self.in_doubt = written.is_err();
         written
     }
 
     /// Only what changes.
-    fn difference(&self, steps: &[Step]) -> String {
-        let mut text = String::new();
+    async fn difference(&mut self, steps: &[Step]) -> Answer {
+        let (mut delete, mut add) = (Vec::new(), Vec::new());
         for step in steps {
             match &step.change {
-                Prepared::Publish(bound) => self.rules.add(&mut text, &bound.published().collect::<Vec<_>>()),
-                Prepared::Withdraw(_, published) => self.rules.delete(&mut text, published),
+                Prepared::Publish(bound) => add.extend(bound.published()),
+                Prepared::Withdraw(_, published) => delete.extend(published),
             }
         }
-        text
+        let (socket, table) = (self.socket.take(), self.rules.key.table());
+        let work = move || {
+            let mut socket = socket.map_or_else(Netlink::netfilter, Ok)?;
+            elements::change(&mut socket, &table, &delete, &add).map(|()| socket)
+        };
+        let done = timeout(DEADLINE, error::blocking("changing published ports", work)).await;
+        self.socket = Some(done.unwrap_or_else(|_| Err(error::late("changing published ports")))?);
+        Ok(())
     }
 
     /// The table as it is to be, whatever it was: another program may have flushed it.
@@ -247,16 +271,12 @@ impl State {
         self.rules.replace(&all)
     }
 
-    async fn transact(&self, text: &str) -> Answer {
-        self.transactions.fetch_add(1, Ordering::Relaxed);
-        self.nft.apply(text).await
-    }
-
     /// One bad change must not fail the others. Each try replaces the table, so that a lost table is healed too.
     async fn apply_singly(&mut self, steps: Vec<Step>, error: PluginError) {
         tracing::warn!(error = %host_core::chain(&error), changes = steps.len(),
             "a transaction failed; its changes are tried one by one");
         for step in steps {
+            self.in_doubt = true;
             match self.write(std::slice::from_ref(&step)).await {
                 Ok(()) => self.commit(vec![step]),
                 Err(error) => drop(step.done.send(Err(error))),

@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::world::{
-    HOST, METADATA, OUTSIDE, World, assert_silent, call, container, here, ip, on_scratch_host, send, serve,
-    tcp, udp, within,
+    HOST, METADATA, OUTSIDE, World, active, assert_silent, call, container, here, ip, on_scratch_host, send,
+    serve, tcp, udp, within,
 };
 use crate::{Networks, isolated};
 
@@ -214,6 +214,8 @@ async fn third_network(world: &World) -> OwnedFd {
         ip("route add default via 192.0.2.1");
     });
     within(&world.outside, || ip(&format!("route add {THIRD} via {HOST}")));
+    active(here(), "up1").await;
+    active(&third, "eth9").await;
     serve(&third, THIRD, 80, "third");
     third
 }

@@ -66,6 +66,8 @@ impl World {
         let fd = format!("/proc/{}/fd/{}", std::process::id(), outside.as_raw_fd());
         ip("link set lo up");
         ip(&format!("link add up0 type veth peer name eth9 netns {fd}"));
+        // No link-local address that is still being tried out when a test looks.
+        ip("link set up0 addrgenmode none");
         ip("link set up0 mtu 1400 up");
         ip(&format!("addr add {HOST}/24 dev up0"));
         ip(&format!("route add default via {OUTSIDE}"));
@@ -75,6 +77,8 @@ impl World {
             ip(&format!("addr add {METADATA}/32 dev eth9"));
         });
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
+        active(here(), "up0").await;
+        active(&outside, "eth9").await;
         Self { outside, state: TempDir::new().unwrap() }
     }
 
@@ -199,6 +203,13 @@ pub(super) fn assert_silent(namespace: impl AsFd + Sync, to: Ipv4Addr, port: u16
     assert_eq!(over_tcp, Err(io::ErrorKind::TimedOut), "TCP {way}");
     let over_udp = send(namespace.as_fd(), to, port).map_err(|error| error.kind());
     assert_eq!(over_udp, Err(io::ErrorKind::WouldBlock), "UDP {way}");
+}
+
+/// Waits until the interface sends what it is given.
+pub(super) async fn active(namespace: impl AsFd + Sync, interface: &str) {
+    let is_active =
+        || within(namespace.as_fd(), || ip(&format!("link show dev {interface}"))).contains("state UP");
+    eventually(interface, is_active).await;
 }
 
 /// Waits until `done` holds.
