@@ -84,7 +84,7 @@ fn check_platform(os: &Os, architecture: &Arch) -> Result<()> {
 #[derive(Debug)]
 pub(crate) enum Document {
     Manifest(Box<ImageManifest>),
-    Index(ImageIndex),
+    Index(Box<ImageIndex>),
 }
 
 impl Document {
@@ -95,7 +95,7 @@ impl Document {
             manifests: Option<serde::de::IgnoredAny>,
         }
         match parse::<Probe>("an image manifest", content)?.manifests {
-            Some(_) => parse("an image index", content).map(Self::Index),
+            Some(_) => parse("an image index", content).map(Box::new).map(Self::Index),
             None => parse("an image manifest", content).map(Box::new).map(Self::Manifest),
         }
     }

@@ -20,6 +20,9 @@ use crate::{
     tree::{Attributes, Components, Tree, finish_file, refused},
 };
 
+#[cfg(test)]
+mod anything;
+
 const WHITEOUT: &[u8] = b".wh.";
 /// What AUFS kept for itself; only the mark for a whole directory means something to others.
 const AUFS: &[u8] = b".wh..wh.";

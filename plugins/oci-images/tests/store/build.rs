@@ -124,7 +124,10 @@ impl Layer {
         name[..path.len()].copy_from_slice(path.as_bytes());
         header.set_entry_type(kind);
         header.set_mode(if kind == EntryType::Directory { 0o755 } else { 0o644 });
-        (header.set_uid(0), header.set_gid(0), header.set_mtime(1_000_000_000), header.set_size(size));
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1_000_000_000);
+        header.set_size(size);
         header
     }
 
@@ -314,7 +317,8 @@ impl Members {
         let mut builder = Builder::new(Vec::new());
         for (name, content) in &self.0 {
             let mut header = Header::new_gnu();
-            (header.set_size(content.len() as u64), header.set_mode(0o644));
+            header.set_size(content.len() as u64);
+            header.set_mode(0o644);
             builder.append_data(&mut header, name, &content[..]).unwrap();
         }
         more(&mut builder);

@@ -106,7 +106,8 @@ async fn a_file_in_what_is_removed() {
 #[tokio::test]
 async fn a_character_device() {
     let mut header = Layer::header(EntryType::Char, "dev/mem", 0);
-    (header.set_device_major(1).unwrap(), header.set_device_minor(1).unwrap());
+    header.set_device_major(1).unwrap();
+    header.set_device_minor(1).unwrap();
     refused(Layer::new().add(header, b""), r#""dev/mem": a device"#).await;
 }
 
@@ -147,7 +148,9 @@ async fn headers_that_would_fill_the_memory() {
 async fn a_sparse_file_whose_pieces_are_not_its_data() {
     let mut header = Layer::header(EntryType::GNUSparse, "a", 0);
     let gnu = header.as_gnu_mut().unwrap();
-    (gnu.sparse[0].set_offset(0), gnu.sparse[0].set_length(1 << 40), gnu.set_real_size(1 << 40));
+    gnu.sparse[0].set_offset(0);
+    gnu.sparse[0].set_length(1 << 40);
+    gnu.set_real_size(1 << 40);
     refused(Layer::new().add(header, b""), r#""a": the pieces of a sparse file are not its data"#).await;
 }
 

@@ -32,7 +32,7 @@ async fn a_layout_is_loaded() {
     assert_eq!(found.id, image.id());
     assert_eq!(found.names, [name("b:latest"), name("test/a:1")]);
     assert_eq!((found.size_bytes, found.user.as_str()), (10, "1000"));
-    assert_eq!(place.store.all().await.unwrap(), [found.clone()]);
+    assert_eq!(place.store.all().await.unwrap(), std::slice::from_ref(&found));
     assert_eq!(place.store.find(&name(&image.id())).await.unwrap().unwrap(), found);
     assert_eq!(place.store.find(&name("test/a:2")).await.unwrap(), None);
 }
@@ -71,7 +71,8 @@ async fn a_layer_may_be_a_link_to_another() {
     members.0.remove("2/layer.tar");
     let archive = members.tar_with(|builder| {
         let mut header = Header::new_gnu();
-        (header.set_entry_type(EntryType::Symlink), header.set_size(0));
+        header.set_entry_type(EntryType::Symlink);
+        header.set_size(0);
         builder.append_link(&mut header, "2/layer.tar", "../0/layer.tar").unwrap();
     });
     place.load(&archive).await.unwrap();

@@ -1,4 +1,10 @@
 //! The store on archives and registries: what it takes, what it refuses, what it keeps.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and says what it lacked"
+)]
 
 mod build;
 mod fake;

@@ -28,12 +28,18 @@ fn is_whiteout(path: &Path) -> bool {
 #[tokio::test]
 async fn owners_modes_and_times_are_kept() {
     let mut program = Layer::header(EntryType::Regular, "bin/su", 1);
-    (program.set_mode(0o4755), program.set_uid(7), program.set_gid(8), program.set_mtime(1_234_567_890));
+    program.set_mode(0o4755);
+    program.set_uid(7);
+    program.set_gid(8);
+    program.set_mtime(1_234_567_890);
     let mut directory = Layer::header(EntryType::Directory, "bin", 0);
-    (directory.set_mode(0o1750), directory.set_uid(5), directory.set_mtime(1_111_111_111));
+    directory.set_mode(0o1750);
+    directory.set_uid(5);
+    directory.set_mtime(1_111_111_111);
     let mut link = Layer::header(EntryType::Symlink, "bin/link", 0);
     link.set_link_name_literal("/no/where").unwrap();
-    (link.set_uid(9), link.set_mtime(1_000_000_001));
+    link.set_uid(9);
+    link.set_mtime(1_000_000_001);
     let layer =
         Layer::new().add(directory, b"").add(program, b"x").add(link, b"").file("bin/other", "y").end();
     let place = Place::new().await;
@@ -58,7 +64,8 @@ async fn a_directory_that_is_entered_again_keeps_its_time() {
 #[tokio::test]
 async fn the_layers_own_root_takes_its_attributes() {
     let mut root = Layer::header(EntryType::Directory, "./", 0);
-    (root.set_mode(0o700), root.set_uid(3));
+    root.set_mode(0o700);
+    root.set_uid(3);
     let place = Place::new().await;
     let layer = place.unpack(&Layer::new().add(root, b"").file("./a", "x").end()).await;
     let found = fs::metadata(&layer).unwrap();
