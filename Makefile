@@ -13,7 +13,7 @@ NEXTEST_PROFILE ?= $(if $(CI),ci,default)
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1 /p' Makefile | while read -r name does; do printf '%-20s %s\n' "$$name" "$$does"; done
 
-run: ## the service here, for development, with the engine and the image that it needs
+run: ## the service here, for development, with the image that it needs
 	@scripts/run.sh localdev
 
 runlocaldevwithdb: ## the same with a local database
@@ -38,10 +38,10 @@ image: ## build/test-mandelbox.tar, the test mandelbox's images
 	tests/mandelbox/make-image.sh $(IMAGE)
 
 setup: ## installs whatever this machine lacks to build, run, test and check
-	@scripts/setup.sh build engine test lint
+	@scripts/setup.sh build run engine test lint
 
-test: ## every test, on a real engine
-	@scripts/setup.sh build engine test
+test: ## every test, on real engines
+	@scripts/setup.sh build run engine test
 	@scripts/test.sh --profile $(NEXTEST_PROFILE) $(TEST_ARGS)
 
 check: ## everything that CI runs
@@ -66,7 +66,7 @@ audit: ## known vulnerabilities in dependencies; needs the advisory database, wh
 	$(CARGO) deny check advisories
 
 bench: ## what it costs; docs/performance.md
-	@scripts/setup.sh build engine
+	@scripts/setup.sh build run engine
 	$(CARGO) build --release --package host-service
 	$(CARGO) bench --package host-tests
 

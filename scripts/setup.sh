@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Installs what this machine lacks, and nothing that it has: setup.sh PURPOSE…
 #
-#   build    a C linker for Rust
-#   engine   Docker and the tools that isolate the tests' engines
-#   test     cargo-nextest
+#   build    a C linker for Rust, libseccomp's headers
+#   run      nftables, which the daemonless runtime publishes ports with
+#   engine   what is compared with that runtime: Docker, another OCI runtime, registries
+#   test     cargo-nextest, and what the tests run against
 #   lint     cargo-deny, shellcheck
 #
 # Needs Debian or Ubuntu, root or sudo, and a Rust toolchain. Says nothing when there is nothing to do.
@@ -44,6 +45,11 @@ need() {
     if lacks "$1"; then packages+=("${@:2}"); fi
 }
 
+# need_file FILE PACKAGE…: notes the packages if the file is not there.
+need_file() {
+    if [[ ! -e $1 ]]; then packages+=("${@:2}"); fi
+}
+
 # need_crate PROGRAM: notes the crate of the same name if the program is not there.
 need_crate() {
     if lacks "$1"; then crates+=("$1"); fi
@@ -53,14 +59,23 @@ packages=()
 crates=()
 for purpose in "$@"; do
     case $purpose in
-        build) need cc gcc libc6-dev ;;
+        build)
+            need cc gcc libc6-dev
+            need_file /usr/include/seccomp.h libseccomp-dev
+            ;;
+        run) need nft nftables ;;
         engine)
             need dockerd docker.io
             need iptables iptables
             need ip iproute2
             need unshare util-linux
+            need crun crun
             ;;
-        test) need_crate cargo-nextest ;;
+        test)
+            need_crate cargo-nextest
+            need docker-registry docker-registry
+            need htpasswd apache2-utils
+            ;;
         lint)
             need shellcheck shellcheck
             need_crate cargo-deny

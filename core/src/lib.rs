@@ -6,8 +6,9 @@
 //! - [`lease`]: ports, TTYs and GPU slots, held exactly as long as somebody may use them.
 //! - [`lifecycle`]: the states of one mandelbox.
 //! - [`planner`]: from what is wanted and what is seen to what is to be done.
-//! - [`id`], [`secret`], [`error`]: the values that all of these share.
+//! - [`id`], [`secret`], [`error`], [`check`]: the values that all of these share.
 
+pub mod check;
 pub mod error;
 pub mod gpu;
 pub mod id;

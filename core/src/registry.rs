@@ -18,6 +18,18 @@ pub struct Context {
     pub state_dir: PathBuf,
     /// The profile is one of the local ones: convenience before strictness.
     pub local: bool,
+    /// Who wants it.
+    pub role: Role,
+}
+
+/// Who a plugin is built for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The service itself. At most one at a time on what the plugin manages.
+    Service,
+    /// A command that looks or loads and is gone, perhaps beside a running service: it changes nothing of what that
+    /// one holds, and keeps nothing ready.
+    Tool,
 }
 
 /// A value in a plugin's section is wrong.

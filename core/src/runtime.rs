@@ -11,6 +11,7 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    check::Check,
     error::PluginError,
     id::{ContainerName, ImageRef},
 };
@@ -299,6 +300,20 @@ pub trait Runtime: Send + Sync + std::fmt::Debug + 'static {
     /// or is covered by a [`RuntimeEvent::Gap`]. The stream ends, with an error as its last item where one is
     /// known, when the connection is lost: the caller subscribes again, then lists.
     async fn events(&self, selector: &Selector) -> Result<BoxStream<'static, Result<RuntimeEvent>>>;
+
+    /// What this host has and lacks for the runtime, each with its remedy; for a person who looks. Changes nothing.
+    async fn examine(&self) -> Vec<Check> {
+        Vec::new()
+    }
+
+    /// Gives back what the runtime keeps on the host for itself. The service is done with it; containers that still
+    /// run go on, and a later service finds them.
+    ///
+    /// # Errors
+    /// Whatever had to be left.
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// When the component started, where it says so: a change means that it was restarted.
     async fn started_at(&self) -> Result<Option<SystemTime>> {

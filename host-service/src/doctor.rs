@@ -16,6 +16,7 @@ mod machine;
 mod network;
 mod security;
 
+pub use host_core::check::{Check, Verdict};
 pub use machine::Machine;
 
 /// Everything found.
@@ -27,45 +28,6 @@ pub struct Report {
     pub verdict: Verdict,
     /// In the order of a start: first what everything else needs.
     pub checks: Vec<Check>,
-}
-
-/// One thing that was looked at.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Check {
-    /// What.
-    pub name: String,
-    /// How it is.
-    pub verdict: Verdict,
-    /// What was found.
-    pub found: String,
-    /// What to do about it.
-    pub remedy: Option<String>,
-}
-
-/// How something is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    /// As it should be.
-    Ok,
-    /// The service runs, with less than it could have.
-    Warn,
-    /// The service cannot run, or mandelboxes cannot.
-    Fail,
-}
-
-impl Check {
-    fn ok(name: impl Into<String>, found: impl Into<String>) -> Self {
-        Self { name: name.into(), verdict: Verdict::Ok, found: found.into(), remedy: None }
-    }
-
-    fn warn(name: impl Into<String>, found: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { verdict: Verdict::Warn, remedy: Some(remedy.into()), ..Self::ok(name, found) }
-    }
-
-    fn fail(name: impl Into<String>, found: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { verdict: Verdict::Fail, ..Self::warn(name, found, remedy) }
-    }
 }
 
 /// Looks at everything.

@@ -3,9 +3,15 @@
 use std::{env, ffi::OsString, process::ExitCode};
 
 use host_config::Sources;
-use host_service::cli::{self, Layers};
+use host_service::{
+    cli::{self, Layers},
+    plugins,
+};
 
 fn main() -> ExitCode {
+    if let Some(code) = plugins::dispatch(env::args_os()) {
+        return code;
+    }
     match cli::parse(env::args_os()) {
         Ok(invocation) => {
             let sources = sources(&invocation.layers);

@@ -1,17 +1,25 @@
 //! The plugins compiled in. This is the only place that names one: a new one is one line here and its dependency.
 
-use std::sync::Arc;
+use std::{env::ArgsOs, process::ExitCode, sync::Arc};
 
 use host_config::Loaded;
 use host_core::{
     ErrorKind, PluginError,
-    registry::{Context, Plugins, Registry},
+    registry::{Context, Plugins, Registry, Role},
 };
+
+/// Some plugins execute this program again, for processes beside the service. If this one is such a process: is it, to
+/// its end. To be called before anything else.
+pub fn dispatch(arguments: ArgsOs) -> Option<ExitCode> {
+    runtime_oci::dispatch(arguments)
+}
 
 /// Every plugin that the configuration can name.
 pub fn registry() -> Registry {
     Registry {
-        runtimes: Plugins::default().with(runtime_docker::plugin()).with(runtime_sim::plugin()),
+        runtimes: Plugins::default().with(runtime_docker::plugin())
+            .with(runtime_oci::plugin())
+            .with(runtime_sim::plugin()),
         gpus: Plugins::default().with(gpu_none::plugin()).with(gpu_sim::plugin()),
         pubsubs: Plugins::default().with(pubsub_memory::plugin()),
         telemetries: Plugins::default().with(telemetry_console::plugin()),
@@ -27,9 +35,10 @@ pub(crate) async fn build<P: ?Sized + 'static>(
     kind: &str,
     name: &str,
     loaded: &Loaded,
+    role: Role,
 ) -> Result<Arc<P>, PluginError> {
     let context =
-        Context { state_dir: loaded.settings.paths.state.clone(), local: loaded.profile.is_local() };
+        Context { state_dir: loaded.settings.paths.state.clone(), local: loaded.profile.is_local(), role };
     match plugins.get(name) {
         Some(plugin) => plugin.build(&loaded.section(kind, name), context).await,
         None => Err(PluginError::new(ErrorKind::NotFound, format!("there is no {kind} plugin {name:?}"))),

@@ -19,7 +19,7 @@ use host_core::{
     gpu::Gpu,
     planner::DrainCause,
     pubsub::Registered,
-    registry::{Plugins, Registry},
+    registry::{Plugins, Registry, Role},
     runtime::{Runtime, Seccomp},
     telemetry::Telemetry,
 };
@@ -55,6 +55,8 @@ use signals::{Signals, obey};
 const SIGHTINGS: usize = 1024;
 /// All servers together, their tasks' ends included.
 const SERVERS_END: Duration = Duration::from_secs(5);
+/// What a runtime keeps for itself is little.
+const RUNTIME_END: Duration = Duration::from_secs(10);
 
 /// Between the panic of a task and its next start.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
@@ -64,6 +66,15 @@ const RESTART_PAUSE: Duration = Duration::from_secs(1);
 pub struct RunOptions {
     /// Remove what an earlier service left, instead of refusing to start over it.
     pub purge_leftovers: bool,
+}
+
+/// What has to be told of the end, however it comes.
+#[derive(Default)]
+struct Standing {
+    /// It holds parts of the host for itself.
+    runtime: OnceLock<Arc<dyn Runtime>>,
+    /// The control plane may believe that this host is active.
+    registered: OnceLock<Arc<Shared>>,
 }
 
 /// Runs the service until it is drained.
@@ -76,16 +87,19 @@ pub async fn run(loaded: Loaded, options: RunOptions) -> anyhow::Result<()> {
     let telemetry = telemetry(&registry, &loaded).await?;
     telemetry.install(&loaded.settings.telemetry.filter).context("telemetry.filter")?;
     let flush = loaded.settings.telemetry.flush;
-    let registered = OnceLock::new();
+    let standing = Standing::default();
     let served =
-        AssertUnwindSafe(serve(&registry, loaded, options, &telemetry, &registered)).catch_unwind().await;
+        AssertUnwindSafe(serve(&registry, loaded, options, &telemetry, &standing)).catch_unwind().await;
     let result =
         served.unwrap_or_else(|_| Err(anyhow::anyhow!("the service panicked; its records tell where")));
     if let Err(error) = &result {
-        if let Some(shared) = registered.get() {
+        if let Some(shared) = standing.registered.get() {
             farewell(shared).await;
         }
         tracing::error!(error = format!("{error:#}"), "the service ends by an error");
+    }
+    if let Some(runtime) = standing.runtime.get() {
+        close(runtime.as_ref()).await;
     }
     telemetry.flush(flush).await;
     result
@@ -103,12 +117,12 @@ async fn serve(
     loaded: Loaded,
     options: RunOptions,
     telemetry: &Dispatch,
-    registered: &OnceLock<Arc<Shared>>,
+    standing: &Standing,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let ground = Ground::open(&loaded.settings)?;
     let service = tokio::select! {
-        service = Service::build(registry, loaded, options, telemetry, &ground, registered) => service?,
+        service = Service::build(registry, loaded, options, telemetry, &ground, standing) => service?,
         () = signals.next() => anyhow::bail!("stopped by a signal before the start was complete"),
     };
     match service {
@@ -135,14 +149,14 @@ impl Service {
         options: RunOptions,
         telemetry: &Dispatch,
         ground: &Ground,
-        registered: &OnceLock<Arc<Shared>>,
+        standing: &Standing,
     ) -> anyhow::Result<Option<Self>> {
         let started = Instant::now();
         let settings = Arc::new(loaded.settings.clone());
         let Ground { root, records, .. } = ground;
         let name = identity::name(settings.instance.name.as_ref()).context("instance.name")?;
         let (runtime, gpu, pubsub) = tokio::try_join!(
-            runtime(registry, &loaded),
+            runtime(registry, &loaded, standing),
             plugin(&registry.gpus, "gpu", &settings.gpu.plugin, &loaded),
             plugin(&registry.pubsubs, "pubsub", &settings.pubsub.plugin, &loaded),
         )?;
@@ -176,8 +190,7 @@ impl Service {
         let servers = Servers::bind(&host, &shared).await?;
         let listening = servers.listening()?;
         condition.send_modify(|condition| condition.listening = Some(listening));
-        // From here on the control plane may believe that this host is active.
-        registered.get_or_init(|| shared.clone());
+        standing.registered.get_or_init(|| shared.clone());
         if !register(&shared, &condition).await? {
             return Ok(None);
         }
@@ -258,7 +271,7 @@ async fn plugin<P: ?Sized + 'static>(
     name: &str,
     loaded: &Loaded,
 ) -> anyhow::Result<Arc<P>> {
-    let built = plugins::build(plugins, kind, name, loaded).await;
+    let built = plugins::build(plugins, kind, name, loaded, Role::Service).await;
     built.with_context(|| format!("{kind} plugin {name} cannot be used"))
 }
 
@@ -270,8 +283,13 @@ async fn telemetry(registry: &Registry, loaded: &Loaded) -> anyhow::Result<Dispa
     Ok(Dispatch::new(plugins, loaded.profile.name()))
 }
 
-async fn runtime(registry: &Registry, loaded: &Loaded) -> anyhow::Result<Arc<dyn Runtime>> {
+async fn runtime(
+    registry: &Registry,
+    loaded: &Loaded,
+    standing: &Standing,
+) -> anyhow::Result<Arc<dyn Runtime>> {
     let runtime = plugin(&registry.runtimes, "runtime", &loaded.settings.runtime.plugin, loaded).await?;
+    standing.runtime.get_or_init(|| runtime.clone());
     let limit = loaded.settings.mandelbox.timeouts.start;
     let info = within(limit, "asking the container engine", runtime.health()).await.with_context(|| {
         format!("runtime plugin {} has no engine to work with", loaded.settings.runtime.plugin)
@@ -351,6 +369,12 @@ async fn farewell(shared: &Shared) {
     };
     if let Err(error) = within(shared.settings.pubsub.timeout, "telling that this host ends", told).await {
         tracing::warn!(error = %host_core::chain(&error), "the control plane may still believe in this host");
+    }
+}
+
+async fn close(runtime: &dyn Runtime) {
+    if let Err(error) = within(RUNTIME_END, "closing the runtime", runtime.close()).await {
+        tracing::warn!(error = %host_core::chain(&error), "the runtime left something on this host");
     }
 }
 

@@ -6,7 +6,7 @@ use host_config::{Loaded, Pull};
 use host_core::{
     AppName, ImageRef, PluginError, chain,
     planner::LABEL_INSTANCE,
-    registry::{Plugins, Registry},
+    registry::{Plugins, Registry, Role},
     runtime::{Runtime, Selector},
 };
 
@@ -29,7 +29,10 @@ pub(super) async fn checks(
     let mut runtime = None;
     match reach(loaded, &registry.runtimes).await {
         Ok((check, reached)) => {
-            checks.extend([check, image(loaded, reached.as_ref()).await]);
+            checks.push(check);
+            let examined = tokio::time::timeout(LIMIT, reached.examine()).await;
+            checks.extend(examined.unwrap_or_default());
+            checks.push(image(loaded, reached.as_ref()).await);
             runtime = Some(reached);
         }
         Err(error) => checks.push(Check::fail(
@@ -64,7 +67,7 @@ async fn build<P: ?Sized + 'static>(
     kind: &str,
     name: &str,
 ) -> Result<Arc<P>, PluginError> {
-    within(LIMIT, "reaching it", plugins::build(plugins, kind, name, loaded)).await
+    within(LIMIT, "reaching it", plugins::build(plugins, kind, name, loaded, Role::Tool)).await
 }
 
 async fn reach(

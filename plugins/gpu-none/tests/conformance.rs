@@ -3,11 +3,11 @@
 
 use std::path::PathBuf;
 
-use host_core::registry::Context;
+use host_core::registry::{Context, Role};
 
 #[tokio::test]
 async fn it_does_what_every_gpu_must_do() {
-    let context = Context { state_dir: PathBuf::new(), local: true };
+    let context = Context { state_dir: PathBuf::new(), local: true, role: Role::Service };
     let plugin = gpu_none::plugin();
     assert_eq!(plugin.name(), "none");
     let gpu = plugin.build(&serde_json::Value::Null, context).await.unwrap();

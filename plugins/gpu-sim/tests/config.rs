@@ -8,12 +8,12 @@ use gpu_sim::{Config, SimGpu};
 use host_core::{
     ErrorKind,
     gpu::{Gpu, GpuDevice},
-    registry::Context,
+    registry::{Context, Role},
 };
 use serde_json::{Value, json};
 
 async fn build(section: &Value) -> Arc<dyn Gpu> {
-    let context = Context { state_dir: PathBuf::new(), local: true };
+    let context = Context { state_dir: PathBuf::new(), local: true, role: Role::Service };
     gpu_sim::plugin().build(section, context).await.unwrap()
 }
 

@@ -112,9 +112,12 @@ async fn add_layers(
     told.more(0);
     let guard = StopOnDrop::default();
     let fetching = Fetching { work, remote, budget: &budget, told: &told, stop: guard.stop() };
-    let missing = layers.iter().filter(|(layer, _)| missing.contains(layer));
-    let mut done =
-        stream::iter(missing).map(|(layer, blob)| fetching.layer(layer, blob)).buffer_unordered(WIDTH);
+    // Made here and not by the stream, whose closure the compiler could not prove to be good for a task.
+    let mut fetches = Vec::new();
+    for (layer, blob) in layers.iter().filter(|(layer, _)| missing.contains(layer)) {
+        fetches.push(fetching.layer(layer, blob));
+    }
+    let mut done = stream::iter(fetches).buffer_unordered(WIDTH);
     let mut outcome = Ok(());
     while let Some(layer) = done.next().await {
         if outcome.is_ok() && layer.is_err() {

@@ -12,7 +12,7 @@ use futures::StreamExt;
 use host_core::{
     ErrorKind, PluginError, chain,
     pubsub::{Allocation, Heartbeat, InstanceFacts, InstanceStatus, MandelboxStatus, PubSub, Registered},
-    registry::Context,
+    registry::{Context, Role},
 };
 use serde_json::json;
 
@@ -40,7 +40,7 @@ fn allocation(id: &str) -> Allocation {
 
 /// As the host builds it, with `state.json` in this directory.
 async fn start(directory: &Path) -> Result<Arc<dyn PubSub>, PluginError> {
-    let context = Context { state_dir: directory.to_owned(), local: true };
+    let context = Context { state_dir: directory.to_owned(), local: true, role: Role::Service };
     let section = json!({"file": "state.json"});
     pubsub_memory::plugin().build(&section, context).await
 }

@@ -30,7 +30,7 @@ use oci_spec::{
     runtime::{RootBuilder, Spec, SpecBuilder},
 };
 
-pub(crate) use user::{ResolvedUser, apply_user, resolve_user};
+pub(crate) use user::{apply_user, resolve_user};
 
 /// The oldest version that has all that is used here: some runtimes take no later one.
 const OCI_VERSION: &str = "1.0.2";
@@ -65,8 +65,6 @@ pub(crate) enum NetworkNamespace {
     Path(PathBuf),
     /// The host's.
     Host,
-    /// A new one, with nothing but loopback.
-    New,
 }
 
 /// Generated files that are mounted over the image's own.

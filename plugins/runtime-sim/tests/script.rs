@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 use futures::{FutureExt, StreamExt};
 use host_core::{
     ContainerName, ErrorKind,
-    registry::Context,
+    registry::{Context, Role},
     runtime::{
         ContainerChange, ContainerRef, ContainerSpec, ContainerState, Exit, Limits, Mount, Network,
         PortMapping, Propagation, Protocol, Runtime, RuntimeEvent, Security, Selector,
@@ -255,7 +255,7 @@ async fn nothing_goes_on_when_it_is_dropped() {
 #[tokio::test]
 async fn the_plugin_is_built_from_its_section() {
     let plugin = runtime_sim::plugin();
-    let context = Context { state_dir: PathBuf::new(), local: true };
+    let context = Context { state_dir: PathBuf::new(), local: true, role: Role::Service };
     let section = json!({ "images": [] });
     let runtime = plugin.build(&section, context).await.unwrap();
     assert_eq!(runtime.create(&spec("one")).await.unwrap_err().kind(), ErrorKind::NotFound);

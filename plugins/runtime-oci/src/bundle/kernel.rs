@@ -60,7 +60,6 @@ fn namespaces(place: &Place<'_>) -> Result<Vec<LinuxNamespace>, PluginError> {
     let mut namespaces = [Pid, Ipc, Uts, Mount].map(|kind| (kind, None)).to_vec();
     match &place.network {
         NetworkNamespace::Path(path) => namespaces.push((Network, Some(path))),
-        NetworkNamespace::New => namespaces.push((Network, None)),
         NetworkNamespace::Host => {}
     }
     if place.cgroups == Cgroups::V2 {

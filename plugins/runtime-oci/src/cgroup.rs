@@ -1,0 +1,307 @@
+//! Control groups as this host has them: version 2, version 1, or both.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use host_core::{ErrorKind, PluginError};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::bundle::Cgroups;
+
+/// Where the hierarchies are mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// One hierarchy for everything.
+    V2(PathBuf),
+    /// One for each controller, by its name; `unified` is the version 2 beside them, which has no controllers.
+    V1 { controllers: BTreeMap<String, PathBuf>, unified: Option<PathBuf> },
+}
+
+/// Between two looks at a group that is to become empty.
+const PAUSE: Duration = Duration::from_millis(1);
+/// Killed processes that have not gone by then are stuck in the kernel.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Layout {
+    /// Looks at this process's mounts.
+    ///
+    /// # Errors
+    /// There are no control groups.
+    pub(crate) fn detect() -> Result<Self, PluginError> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        Self::of(&mounts).ok_or_else(|| {
+            let text = "this host has no control groups: mount cgroup2 on /sys/fs/cgroup";
+            PluginError::new(ErrorKind::Unavailable, text)
+        })
+    }
+
+    /// From the text of a `mountinfo`.
+    fn of(mounts: &str) -> Option<Self> {
+        let (mut controllers, mut unified) = (BTreeMap::new(), None);
+        for line in mounts.lines() {
+            let Some((before, after)) = line.split_once(" - ") else { continue };
+            let Some(mounted_at) = before.split(' ').nth(4) else { continue };
+            let mut after = after.split(' ');
+            match (after.next(), after.nth(1)) {
+                (Some("cgroup2"), _) => unified = unified.or(Some(PathBuf::from(mounted_at))),
+                (Some("cgroup"), Some(options)) => {
+                    let names = options.split(',').filter(|option| CONTROLLERS.contains(option));
+                    controllers.extend(names.map(|name| (name.to_owned(), PathBuf::from(mounted_at))));
+                }
+                _ => {}
+            }
+        }
+        match (controllers.is_empty(), unified) {
+            (true, unified) => unified.map(Self::V2),
+            (false, unified) => Some(Self::V1 { controllers, unified }),
+        }
+    }
+
+    /// Version 2 beside version 1.
+    pub(crate) fn hybrid(&self) -> Option<&Path> {
+        match self {
+            Self::V1 { unified, .. } => unified.as_deref(),
+            Self::V2(_) => None,
+        }
+    }
+
+    /// For another runtime that takes the version 2 beside version 1 for all there is, and is not shown it.
+    pub(crate) fn without_unified(self) -> Self {
+        match self {
+            Self::V1 { controllers, .. } => Self::V1 { controllers, unified: None },
+            v2 => v2,
+        }
+    }
+
+    /// Whether limits of memory may count swap too.
+    pub(crate) fn counts_swap(&self) -> bool {
+        match self {
+            Self::V2(_) => true,
+            Self::V1 { controllers, .. } => controllers
+                .get("memory")
+                .is_some_and(|memory| memory.join("memory.memsw.limit_in_bytes").exists()),
+        }
+    }
+
+    /// As a container's specification has to know it.
+    pub(crate) fn seen_inside(&self) -> Cgroups {
+        match self {
+            Self::V2(_) => Cgroups::V2,
+            Self::V1 { controllers, .. } => Cgroups::V1(controllers.values().cloned().collect()),
+        }
+    }
+
+    /// The group at `path`, from the root of every hierarchy.
+    pub(crate) fn group(&self, path: &Path) -> Group {
+        let relative = path.strip_prefix("/").unwrap_or(path);
+        match self {
+            Self::V2(root) => Group { directories: vec![root.join(relative)], memory: root.join(relative) },
+            Self::V1 { controllers, unified } => {
+                let mut directories: Vec<_> = controllers.values().chain(unified).collect();
+                directories.sort();
+                directories.dedup();
+                Group {
+                    directories: directories.into_iter().map(|root| root.join(relative)).collect(),
+                    memory: controllers.get("memory").map(|root| root.join(relative)).unwrap_or_default(),
+                }
+            }
+        }
+    }
+}
+
+/// Those of version 1.
+const CONTROLLERS: [&str; 12] = [
+    "blkio",
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "devices",
+    "freezer",
+    "hugetlb",
+    "memory",
+    "net_cls",
+    "net_prio",
+    "perf_event",
+    "pids",
+];
+
+/// One control group, in every hierarchy that it is in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Group {
+    directories: Vec<PathBuf>,
+    memory: PathBuf,
+}
+
+impl Group {
+    /// How many processes in it the kernel has killed for memory.
+    pub(crate) fn oom_kills(&self) -> u64 {
+        let read = |file| fs::read_to_string(self.memory.join(file)).unwrap_or_default();
+        ["memory.events", "memory.oom_control"].map(read).iter().find_map(|text| oom_kill(text)).unwrap_or(0)
+    }
+
+    /// What changes when the kernel kills for memory: a file to watch, and whether it is version 2's.
+    pub(crate) fn oom_file(&self) -> Option<(PathBuf, bool)> {
+        let v2 = self.memory.join("memory.events");
+        if v2.exists() {
+            return Some((v2, true));
+        }
+        let v1 = self.memory.join("memory.oom_control");
+        v1.exists().then_some((v1, false))
+    }
+
+    /// Where version 1 takes orders for notifications.
+    pub(crate) fn event_control(&self) -> PathBuf {
+        self.memory.join("cgroup.event_control")
+    }
+
+    fn processes(&self) -> Vec<Pid> {
+        let read = |directory: &PathBuf| fs::read_to_string(directory.join("cgroup.procs"));
+        let lists = self.directories.iter().flat_map(read);
+        lists
+            .flat_map(|list| list.lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+            .filter(|pid| *pid > 0)
+            .map(Pid::from_raw)
+            .collect()
+    }
+
+    /// Kills everything in it, waits until it is empty, and removes it. Blocks.
+    ///
+    /// # Errors
+    /// Something in it cannot be killed.
+    pub(crate) fn destroy(&self) -> io::Result<()> {
+        self.destroy_reaping(|| ())
+    }
+
+    /// The same, where some in it are children of this process: `reap` has to wait for those that have ended, who are in
+    /// the group until then.
+    ///
+    /// # Errors
+    /// As [`Group::destroy`].
+    pub(crate) fn destroy_reaping(&self, reap: impl Fn()) -> io::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            reap();
+            let left = self.processes();
+            if left.is_empty() && self.remove() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(io::Error::other(format!("processes of the group cannot be killed: {left:?}")));
+            }
+            let killed_at_once =
+                self.directories.iter().any(|at| fs::write(at.join("cgroup.kill"), "1").is_ok());
+            if !killed_at_once {
+                for pid in left {
+                    // One that has gone meanwhile is what is wanted.
+                    let _ = kill(pid, Signal::SIGKILL);
+                }
+            }
+            thread::sleep(PAUSE);
+        }
+    }
+
+    /// Removes it unless there is something in it.
+    pub(crate) fn remove_if_empty(&self) {
+        for directory in &self.directories {
+            // Another container's group may be in it.
+            let _ = fs::remove_dir(directory);
+        }
+    }
+
+    /// Whether nothing of it is left.
+    fn remove(&self) -> bool {
+        self.directories.iter().all(|directory| remove_tree(directory).is_ok())
+    }
+}
+
+/// Groups inside it too: a container may have made some.
+fn remove_tree(directory: &Path) -> io::Result<()> {
+    match fs::remove_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Ok(()) => return Ok(()),
+        Err(_) => {}
+    }
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
+        }
+    }
+    fs::remove_dir(directory)
+}
+
+fn oom_kill(text: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "\
+30 24 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
+31 30 0:27 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct
+32 30 0:28 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
+33 30 0:29 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,name=systemd
+34 30 0:30 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw
+";
+
+    #[test]
+    fn every_layout_is_recognised() {
+        let Some(Layout::V1 { controllers, unified }) = Layout::of(HYBRID) else {
+            panic!("it is no version 1");
+        };
+        let names: Vec<_> = controllers.keys().map(String::as_str).collect();
+        assert_eq!(names, ["cpu", "cpuacct", "memory"]);
+        assert_eq!(unified.as_deref(), Some(Path::new("/sys/fs/cgroup/unified")));
+
+        let v2 = "30 24 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+        assert_eq!(Layout::of(v2), Some(Layout::V2("/sys/fs/cgroup".into())));
+        assert_eq!(Layout::of("24 1 0:2 / /proc rw - proc proc rw\n"), None);
+    }
+
+    #[test]
+    fn a_group_is_in_each_hierarchy_once() {
+        let group = Layout::of(HYBRID).unwrap().group(Path::new("/host-service/x"));
+        let expected = ["cpu,cpuacct", "memory", "unified"]
+            .map(|name| PathBuf::from(format!("/sys/fs/cgroup/{name}/host-service/x")));
+        assert_eq!(group.directories, expected);
+        assert_eq!(group.memory, expected[1]);
+    }
+
+    #[test]
+    fn kills_for_memory_are_counted_in_either_version() {
+        assert_eq!(oom_kill("low 0\nhigh 0\nmax 12\noom 3\noom_kill 2\noom_group_kill 0\n"), Some(2));
+        assert_eq!(oom_kill("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n"), Some(1));
+        assert_eq!(oom_kill("oom_kill_disable 0\nunder_oom 0\n"), None);
+    }
+
+    #[test]
+    fn a_process_that_ignores_requests_is_killed_and_the_group_removed() {
+        let layout = Layout::detect().unwrap();
+        let path = PathBuf::from(format!("/host-service-test-{}", std::process::id()));
+        let group = layout.group(&path);
+        for directory in &group.directories {
+            fs::create_dir_all(directory.join("inner")).unwrap();
+        }
+        // A shell that ignores SIGTERM, in one of the hierarchies.
+        let mut child =
+            std::process::Command::new("sh").args(["-c", "trap '' TERM; sleep 1000"]).spawn().unwrap();
+        let procs = group.memory.join("cgroup.procs");
+        fs::write(procs, child.id().to_string()).unwrap();
+        group.destroy().unwrap();
+        assert!(!child.wait().unwrap().success());
+        for directory in &group.directories {
+            assert!(!directory.exists(), "{} is still there", directory.display());
+        }
+        group.destroy().unwrap();
+    }
+}

@@ -1,0 +1,328 @@
+//! Containers without a daemon, as a [`Runtime`]: libcontainer, or an external OCI runtime, under a supervisor each.
+//!
+//! ```text
+//!  OciRuntime ── Containers ──┬── Store      images, layers unpacked once
+//!                             ├── Networks   ready namespaces, published ports in one transaction
+//!                             └── Held, one per container ══ socket ══ supervisor process ── container
+//! ```
+//!
+//! Tasks, all owned by [`OciRuntime`]: one per operation under way, one per supervisor that listens to it, deletions, and
+//! the filler of the pool of networks. They end with [`Runtime::close`] or when the runtime is dropped. Supervisors and
+//! containers do not: a later service finds them by their directories (see `place.rs`) and goes on with them.
+//!
+//! What holds: a container's directory exists before anything else of it and goes last; whatever a killed process had is
+//! either the kernel's to take back (mounts, network namespaces, sockets) or found by the directory's name (control
+//! groups, layers in use, published ports).
+
+mod bundle;
+mod cgroup;
+mod config;
+mod doctor;
+mod events;
+mod held;
+mod logs;
+mod place;
+mod program;
+mod protocol;
+mod recovery;
+mod runtime;
+mod seccomp;
+mod supervisor;
+
+use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use host_core::{
+    ErrorKind, ImageRef, PluginError,
+    check::Check,
+    registry::{Plugin, Role},
+    runtime::{
+        Container, ContainerId, ContainerRef, ContainerSpec, Feature, Image, LogChunk, LogOptions,
+        OnProgress, Result, Runtime, RuntimeEvent, RuntimeInfo, Selector,
+    },
+};
+use oci_images::Store;
+use oci_network::Networks;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use config::Config;
+pub use program::Program;
+pub use supervisor::dispatch;
+
+use cgroup::Layout;
+use place::Root;
+use runtime::{Containers, Table, failed};
+
+/// The plugin `oci`.
+pub fn plugin() -> Plugin<dyn Runtime> {
+    Plugin::new("oci", |config: Config, context| async move {
+        let runtime: Arc<dyn Runtime> = match context.role {
+            Role::Service => {
+                let program =
+                    Program::this().map_err(failed("this program cannot be copied for supervisors"))?;
+                Arc::new(OciRuntime::open(config, program).await?)
+            }
+            Role::Tool => Arc::new(OciRuntime::look(config).await?),
+        };
+        Ok(runtime)
+    })
+}
+
+/// Containers on this host, by this process and its supervisors alone.
+#[derive(Debug)]
+pub struct OciRuntime {
+    info: RuntimeInfo,
+    config: Config,
+    root: Root,
+    store: Store,
+    /// Absent in a tool beside the service.
+    containers: Option<Arc<Containers>>,
+}
+
+impl OciRuntime {
+    /// Owns the containers under the section's `root`, those of an earlier service included.
+    ///
+    /// # Errors
+    /// `Denied` without root's rights, `Conflict` when another service owns them, `Unavailable` when this host lacks
+    /// something.
+    pub async fn open(config: Config, program: Program) -> Result<Self> {
+        let (info, root, store) = ground(&config).await?;
+        let lock = place::create(&root.lock()).map_err(failed("the runtime's lock cannot be made"))?;
+        lock.try_lock().map_err(|_| {
+            let text = format!(
+                "another service uses {}: give this one a runtime.oci.root of its own",
+                root.path().display()
+            );
+            PluginError::new(ErrorKind::Conflict, text)
+        })?;
+        let layout = Layout::detect()?;
+        let (found, unfinished) = recovery::scan(&root).map_err(failed("the containers cannot be read"))?;
+        let key = key(root.path());
+        let networks =
+            Networks::open(config.network.clone(), &key, &root.network(), recovery::adopted(&found)).await?;
+        let containers = Arc::new(Containers {
+            config: config.clone(),
+            root: root.clone(),
+            _lock: lock,
+            layout,
+            store: store.clone(),
+            networks,
+            program,
+            table: Table::default(),
+            hub: Arc::default(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        });
+        recovery::recover(&containers, found, unfinished).await?;
+        let trash = root.trash();
+        containers.tasks.spawn_blocking(move || {
+            if let Err(error) = recovery::empty_trash(&trash) {
+                tracing::warn!(%error, path = %trash.display(), "removed containers' files cannot be deleted");
+            }
+        });
+        Ok(Self { info, config, root, store, containers: Some(containers) })
+    }
+
+    /// Looks and loads images, perhaps beside a running service.
+    ///
+    /// # Errors
+    /// As [`OciRuntime::open`].
+    pub async fn look(config: Config) -> Result<Self> {
+        let (info, root, store) = ground(&config).await?;
+        Ok(Self { info, config, root, store, containers: None })
+    }
+
+    fn containers(&self) -> Result<&Arc<Containers>> {
+        self.containers.as_ref().ok_or_else(|| {
+            let text = "only the service itself changes containers: ask it, see host-service mandelbox";
+            PluginError::new(ErrorKind::Unsupported, text)
+        })
+    }
+
+    fn looked(&self) -> Result<Vec<Container>> {
+        recovery::look(&self.root).map_err(failed("the containers cannot be read"))
+    }
+}
+
+impl Drop for OciRuntime {
+    fn drop(&mut self) {
+        if let Some(containers) = &self.containers {
+            containers.stop.cancel();
+            containers.tasks.close();
+        }
+    }
+}
+
+/// What both ways of opening need.
+async fn ground(config: &Config) -> Result<(RuntimeInfo, Root, Store)> {
+    if !rustix::process::geteuid().is_root() {
+        let text = "containers without a daemon need root's rights: use sudo, or a rootless engine by runtime.plugin = \"docker\"";
+        return Err(PluginError::new(ErrorKind::Denied, text));
+    }
+    let opening = failed(format!(
+        "{} cannot be used; set runtime.oci.root to another directory",
+        config.root.display()
+    ));
+    let root = Root::open(&config.root).map_err(opening)?;
+    let store = Store::open(root.images(), config.images.clone()).await?;
+    Ok((info(config.binary.as_deref()).await?, root, store))
+}
+
+async fn info(binary: Option<&Path>) -> Result<RuntimeInfo> {
+    let version = match binary {
+        None => format!("libcontainer {LIBCONTAINER}"),
+        Some(binary) => version(binary).await?,
+    };
+    Ok(RuntimeInfo { name: "oci".to_owned(), version, api_version: None })
+}
+
+/// The release that `Cargo.toml` asks for.
+const LIBCONTAINER: &str = "0.7";
+/// A runtime's program says its version at once.
+const VERSION: Duration = Duration::from_secs(5);
+
+async fn version(binary: &Path) -> Result<String> {
+    let asked = tokio::process::Command::new(binary).arg("--version").kill_on_drop(true).output();
+    let unusable = || format!("{} cannot be used; see runtime.oci.binary", binary.display());
+    let output = tokio::time::timeout(VERSION, asked)
+        .await
+        .map_err(|_| PluginError::new(ErrorKind::Timeout, unusable()))?
+        .map_err(|error| PluginError::new(ErrorKind::Unavailable, unusable()).with_source(error))?;
+    if !output.status.success() {
+        let text = format!("{}: --version ended with {}", unusable(), output.status);
+        return Err(PluginError::new(ErrorKind::Unavailable, text));
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
+/// What tells this root's parts of the host from those of another.
+fn key(root: &Path) -> String {
+    // FNV-1a: the same in every version of this program, unlike the standard library's.
+    let hash = root
+        .as_os_str()
+        .as_encoded_bytes()
+        .iter()
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    format!("{hash:08x}")
+}
+
+#[async_trait]
+impl Runtime for OciRuntime {
+    fn features(&self) -> BTreeSet<Feature> {
+        let always = [
+            Feature::Isolation,
+            Feature::Pull,
+            Feature::LoadImage,
+            Feature::Limits,
+            Feature::OomReport,
+            Feature::Cdi,
+            Feature::HostNetwork,
+        ];
+        let apparmor = Path::new("/sys/kernel/security/apparmor").exists().then_some(Feature::AppArmor);
+        always.into_iter().chain(apparmor).collect()
+    }
+
+    async fn health(&self) -> Result<RuntimeInfo> {
+        Ok(self.info.clone())
+    }
+
+    async fn image(&self, reference: &ImageRef) -> Result<Option<Image>> {
+        self.store.find(reference).await
+    }
+
+    async fn images(&self) -> Result<Vec<Image>> {
+        self.store.all().await
+    }
+
+    async fn pull(&self, reference: &ImageRef, progress: OnProgress<'_>) -> Result<Image> {
+        self.store.pull(reference, progress).await
+    }
+
+    async fn load_image(&self, archive: &Path) -> Result<Vec<ImageRef>> {
+        self.store.load(archive).await
+    }
+
+    async fn tag_image(&self, image: &ImageRef, name: &ImageRef) -> Result<()> {
+        self.store.tag(image, name).await
+    }
+
+    async fn create(&self, spec: &ContainerSpec) -> Result<ContainerId> {
+        self.containers()?.create(spec).await
+    }
+
+    async fn start(&self, container: &ContainerRef) -> Result<()> {
+        self.containers()?.start(container).await
+    }
+
+    async fn stop(&self, container: &ContainerRef, grace: Duration) -> Result<()> {
+        self.containers()?.stop(container, grace).await
+    }
+
+    async fn remove(&self, container: &ContainerRef) -> Result<()> {
+        self.containers()?.remove(container).await
+    }
+
+    async fn inspect(&self, container: &ContainerRef) -> Result<Option<Container>> {
+        match &self.containers {
+            Some(containers) => Ok(containers.table.find(container).map(|held| held.seen())),
+            None => Ok(self.looked()?.into_iter().find(|seen| is(seen, container))),
+        }
+    }
+
+    async fn list(&self, selector: &Selector) -> Result<Vec<Container>> {
+        let mut all = match &self.containers {
+            Some(containers) => containers.table.list().iter().map(|held| held.seen()).collect(),
+            None => self.looked()?,
+        };
+        all.retain(|container| selector.matches(&container.labels));
+        Ok(all)
+    }
+
+    async fn logs(
+        &self,
+        container: &ContainerRef,
+        options: LogOptions,
+    ) -> Result<BoxStream<'static, Result<LogChunk>>> {
+        let (directory, view) = match &self.containers {
+            Some(containers) => {
+                let held = containers.table.find(container).ok_or_else(|| runtime::absent(container))?;
+                (held.directory.clone(), Some(held.view()))
+            }
+            None => {
+                let seen = self.looked()?.into_iter().find(|seen| is(seen, container));
+                let id = seen.ok_or_else(|| runtime::absent(container))?.id;
+                (self.root.container(&id.0), None)
+            }
+        };
+        logs::read(&directory, options, view).await
+    }
+
+    async fn events(&self, selector: &Selector) -> Result<BoxStream<'static, Result<RuntimeEvent>>> {
+        Ok(self.containers()?.hub.subscribe(selector))
+    }
+
+    async fn examine(&self) -> Vec<Check> {
+        doctor::examine(&self.config, &self.root).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        let Some(containers) = &self.containers else {
+            return Ok(());
+        };
+        containers.stop.cancel();
+        containers.tasks.close();
+        containers.tasks.wait().await;
+        containers.networks.close().await?;
+        containers.layout.group(&containers.config.cgroup_parent).remove_if_empty();
+        Ok(())
+    }
+}
+
+fn is(seen: &Container, container: &ContainerRef) -> bool {
+    match container {
+        ContainerRef::Id(id) => seen.id == *id,
+        ContainerRef::Name(name) => seen.name == name.as_str(),
+    }
+}

@@ -1,0 +1,146 @@
+//! Where things lie on disk.
+//!
+//! ```text
+//! <root>/                     0700
+//!   lock                      held by the service
+//!   images/                   the image store
+//!   network/                  what the networks must not forget
+//!   containers/<id>/
+//!     container.json          what it is; no secrets
+//!     status.json             how it is, as its supervisor last saw it
+//!     lock                    held by its supervisor as long as that lives
+//!     control.sock            where its supervisor listens
+//!     log, log.1              its output
+//!     supervisor.log          what the supervisor said of itself: nothing, usually
+//!     etc/                    hosts, hostname, resolv.conf
+//!     rw/{upper,work}         what it changed of its image
+//!     bundle/, rootfs/        mount points, in use in the supervisor's mount namespace only
+//!   trash/                    removed, and not deleted yet
+//! ```
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use host_core::runtime::PortMapping;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::protocol::Status;
+
+/// Within a container's directory.
+pub(crate) mod name {
+    pub(crate) const CONTAINER: &str = "container.json";
+    pub(crate) const STATUS: &str = "status.json";
+    pub(crate) const LOCK: &str = "lock";
+    pub(crate) const SOCKET: &str = "control.sock";
+    pub(crate) const LOG: &str = "log";
+    pub(crate) const OLDER_LOG: &str = "log.1";
+    pub(crate) const OWN_LOG: &str = "supervisor.log";
+    pub(crate) const ETC: &str = "etc";
+    pub(crate) const UPPER: &str = "rw/upper";
+    pub(crate) const WORK: &str = "rw/work";
+    pub(crate) const BUNDLE: &str = "bundle";
+    pub(crate) const ROOTFS: &str = "rootfs";
+}
+
+/// The runtime's root.
+#[derive(Debug, Clone)]
+pub(crate) struct Root(PathBuf);
+
+impl Root {
+    /// Makes what is missing.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let root = Self(path.to_owned());
+        make_all(path)?;
+        for directory in [root.containers(), root.trash(), root.network()] {
+            make_all(&directory)?;
+        }
+        // A path through links would name two roots.
+        path.canonicalize().map(Self)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn lock(&self) -> PathBuf {
+        self.0.join(name::LOCK)
+    }
+
+    pub(crate) fn images(&self) -> PathBuf {
+        self.0.join("images")
+    }
+
+    pub(crate) fn network(&self) -> PathBuf {
+        self.0.join("network")
+    }
+
+    pub(crate) fn containers(&self) -> PathBuf {
+        self.0.join("containers")
+    }
+
+    pub(crate) fn container(&self, id: &str) -> PathBuf {
+        self.containers().join(id)
+    }
+
+    pub(crate) fn trash(&self) -> PathBuf {
+        self.0.join("trash")
+    }
+}
+
+/// What a container is, for those who come later.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Description {
+    pub(crate) name: String,
+    pub(crate) labels: std::collections::BTreeMap<String, String>,
+    /// Its address, with a network of its own.
+    pub(crate) address: Option<std::net::Ipv4Addr>,
+    pub(crate) ports: Vec<PortMapping>,
+    /// Where its control group is, in every hierarchy.
+    pub(crate) cgroup: PathBuf,
+    /// It has a terminal.
+    pub(crate) terminal: bool,
+}
+
+/// A directory for root alone, with its parents.
+pub(crate) fn make_all(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// A whole file or none, for root alone.
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = create(&new)?;
+    file.write_all(&serde_json::to_vec(value)?)?;
+    fs::rename(new, path)
+}
+
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
+    Ok(serde_json::from_slice(&fs::read(path)?)?)
+}
+
+/// An empty file for root alone.
+pub(crate) fn create(path: &Path) -> io::Result<File> {
+    fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+}
+
+/// As its supervisor last saw it.
+pub(crate) fn read_status(directory: &Path) -> Status {
+    read_json(&directory.join(name::STATUS)).unwrap_or_default()
+}
+
+/// Whether the supervisor of the container in `directory` lives.
+pub(crate) fn is_supervised(directory: &Path) -> io::Result<bool> {
+    match File::open(directory.join(name::LOCK)) {
+        Ok(lock) => match lock.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(fs::TryLockError::WouldBlock) => Ok(true),
+            Err(fs::TryLockError::Error(error)) => Err(error),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,141 @@
+//! What an earlier service left: containers that still run are taken over, the rest is told as it is.
+
+use std::{collections::BTreeSet, fs, io, path::Path, sync::Arc};
+
+use host_core::{
+    ErrorKind, PluginError,
+    runtime::{Container, ContainerId, Exit, Result},
+};
+use oci_images::Store;
+use oci_network::Adopted;
+
+use crate::{
+    events::Hub,
+    held::{Held, connect, seen},
+    place::{self, Description, Root, name},
+    protocol::Phase,
+    runtime::{Containers, failed},
+};
+
+/// A container as its directory tells it.
+pub(crate) struct Found {
+    pub(crate) id: String,
+    pub(crate) description: Description,
+}
+
+/// Every container on disk, and the ids of directories that are none: their service died before it had described them.
+pub(crate) fn scan(root: &Root) -> io::Result<(Vec<Found>, Vec<String>)> {
+    let (mut found, mut unfinished) = (Vec::new(), Vec::new());
+    for entry in fs::read_dir(root.containers())? {
+        let entry = entry?;
+        let Ok(id) = entry.file_name().into_string() else { continue };
+        match place::read_json(&entry.path().join(name::CONTAINER)) {
+            Ok(description) => found.push(Found { id, description }),
+            Err(_) => unfinished.push(id),
+        }
+    }
+    Ok((found, unfinished))
+}
+
+/// The containers as they are, told by their directories alone: for a look beside a running service.
+pub(crate) fn look(root: &Root) -> io::Result<Vec<Container>> {
+    let (found, _) = scan(root)?;
+    found
+        .into_iter()
+        .map(|Found { id, description }| {
+            let directory = root.container(&id);
+            let phase = place::read_status(&directory).phase;
+            let phase = match phase {
+                Phase::Exited(_) => phase,
+                _ if place::is_supervised(&directory)? => phase,
+                _ => Phase::Exited(Exit::default()),
+            };
+            Ok(seen(&ContainerId(id), &description, phase))
+        })
+        .collect()
+}
+
+/// Containers whose networks are in use.
+pub(crate) fn adopted(found: &[Found]) -> Vec<Adopted> {
+    let of = |found: &Found| {
+        let address = found.description.address?;
+        Some(Adopted { address, ports: found.description.ports.clone() })
+    };
+    found.iter().filter_map(of).collect()
+}
+
+/// Takes over what is there.
+pub(crate) async fn recover(
+    containers: &Arc<Containers>,
+    found: Vec<Found>,
+    unfinished: Vec<String>,
+) -> Result<()> {
+    for Found { id, description } in found {
+        let directory = containers.root.container(&id);
+        let group = containers.layout.group(&description.cgroup);
+        let held = Arc::new(Held::new(ContainerId(id), directory, group, description));
+        containers.table.add(&held)?;
+        take_over(containers, &held).await?;
+    }
+    for id in unfinished {
+        let group = containers.layout.group(&containers.config.cgroup_parent.join(&id));
+        let emptied = tokio::task::spawn_blocking(move || group.destroy()).await;
+        emptied
+            .map_err(io::Error::other)
+            .flatten()
+            .map_err(failed(format!("container {id} cannot be ended")))?;
+        containers.discard(&id).map_err(failed(format!("container {id} cannot be removed")))?;
+    }
+    release_unused(&containers.store, &containers.table.list()).await
+}
+
+async fn take_over(containers: &Arc<Containers>, held: &Arc<Held>) -> Result<()> {
+    let status = place::read_status(&held.directory);
+    let supervised = place::is_supervised(&held.directory)
+        .map_err(failed(format!("the directory of container {} cannot be read", held.name)))?;
+    held.recall(status, supervised);
+    if supervised {
+        match connect(held, None).await {
+            Ok((link, ear)) => {
+                *held.gate.lock().await = Some(link);
+                let listening = ear.listen(containers.hub.clone());
+                containers.tasks.spawn(containers.stop.clone().run_until_cancelled_owned(listening));
+                return Ok(());
+            }
+            Err(error) => {
+                tracing::warn!(container = held.name, %error, "a supervisor cannot be reached; ending its container");
+            }
+        }
+    }
+    let of = held.clone();
+    let ended = tokio::task::spawn_blocking(move || of.destroy()).await;
+    ended.unwrap_or_else(|error| {
+        Err(PluginError::new(ErrorKind::Internal, "ending a container was abandoned").with_source(error))
+    })?;
+    held.lost(&Hub::default());
+    held.recall(place_status(held), false);
+    Ok(())
+}
+
+fn place_status(held: &Held) -> crate::protocol::Status {
+    held.view().borrow().status
+}
+
+/// Layers that nobody uses any more.
+async fn release_unused(store: &Store, held: &[Arc<Held>]) -> Result<()> {
+    let used: BTreeSet<&str> = held.iter().map(|held| held.id.0.as_str()).collect();
+    for user in store.users().await? {
+        if !used.contains(user.as_str()) {
+            store.release(&user).await?;
+        }
+    }
+    Ok(())
+}
+
+/// What was removed and not deleted yet.
+pub(crate) fn empty_trash(trash: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(trash)? {
+        fs::remove_dir_all(entry?.path())?;
+    }
+    Ok(())
+}
