@@ -74,7 +74,7 @@ async fn one_by_one(networks: &Networks) -> anyhow::Result<Vec<Network>> {
     report("make one network", make);
     report("publish three ports", publish);
     report("withdraw three ports", withdraw);
-    report("release (interface removed)", release);
+    report("release", release);
     Ok(made)
 }
 

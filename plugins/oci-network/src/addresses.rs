@@ -17,6 +17,8 @@ struct Free {
     fresh: u32,
     released: VecDeque<Ipv4Addr>,
     used: HashSet<Ipv4Addr>,
+    /// Those in use that are being given back.
+    leaving: HashSet<Ipv4Addr>,
 }
 
 impl Free {
@@ -49,7 +51,13 @@ impl Addresses {
     /// `used` are in use already; those outside the block are left out.
     pub(crate) fn new(block: Subnet, used: impl IntoIterator<Item = Ipv4Addr>) -> Self {
         let used = used.into_iter().filter(|address| block.is_container(*address)).collect();
-        Self(Arc::new(Mutex::new(Free { block, fresh: 0, released: VecDeque::new(), used })))
+        Self(Arc::new(Mutex::new(Free {
+            block,
+            fresh: 0,
+            released: VecDeque::new(),
+            used,
+            leaving: HashSet::new(),
+        })))
     }
 
     /// An address nobody uses, `None` when there is none left.
@@ -58,9 +66,22 @@ impl Addresses {
         Some(Lease { address, of: Some(self.clone()) })
     }
 
-    /// Whether a container has it.
+    /// Whether a container has it, and nobody is giving it back.
     pub(crate) fn is_used(&self, address: Ipv4Addr) -> bool {
+        let free = self.lock();
+        free.used.contains(&address) && !free.leaving.contains(&address)
+    }
+
+    /// Whether it may not be given out.
+    pub(crate) fn is_taken(&self, address: Ipv4Addr) -> bool {
         self.lock().used.contains(&address)
+    }
+
+    /// Starts giving it back; `None` when it is not in use, or somebody else does.
+    pub(crate) fn leave(&self, address: Ipv4Addr) -> Option<Leaving> {
+        let mut free = self.lock();
+        let first = free.used.contains(&address) && free.leaving.insert(address);
+        first.then(|| Leaving { address, of: self.clone() })
     }
 
     /// How many containers have one.
@@ -68,8 +89,7 @@ impl Addresses {
         self.lock().used.len()
     }
 
-    /// May be given out again; what is not in use is left alone.
-    pub(crate) fn release(&self, address: Ipv4Addr) {
+    fn release(&self, address: Ipv4Addr) {
         self.lock().release(address);
     }
 
@@ -90,7 +110,7 @@ impl Lease {
         self.address
     }
 
-    /// From now on the address is given back by [`Addresses::release`].
+    /// From now on the address is given back by [`Addresses::leave`].
     pub(crate) fn keep(mut self) {
         self.of = None;
     }
@@ -101,6 +121,26 @@ impl Drop for Lease {
         if let Some(addresses) = self.of.take() {
             addresses.release(self.address);
         }
+    }
+}
+
+/// An address on its way back; dropped before that is done, it is in use as before.
+#[derive(Debug)]
+pub(crate) struct Leaving {
+    address: Ipv4Addr,
+    of: Addresses,
+}
+
+impl Leaving {
+    /// It may be given out again.
+    pub(crate) fn done(self) {
+        self.of.release(self.address);
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.of.lock().leaving.remove(&self.address);
     }
 }
 
@@ -119,9 +159,24 @@ mod tests {
         assert_eq!([take(), take(), take(), take()], [Some(at(2)), Some(at(4)), Some(at(5)), Some(at(6))]);
         assert_eq!(take(), None);
         for n in [5, 3, 5, 2] {
-            addresses.release(at(n));
+            if let Some(leaving) = addresses.leave(at(n)) {
+                leaving.done();
+            }
         }
         assert_eq!([take(), take(), take(), take()], [Some(at(5)), Some(at(3)), Some(at(2)), None]);
+    }
+
+    #[test]
+    fn who_gives_up_giving_back_still_has_it() {
+        let addresses = Addresses::new("192.0.2.0/30".parse().unwrap(), []);
+        let lease = addresses.lease().unwrap();
+        let address = lease.address();
+        lease.keep();
+        let leaving = addresses.leave(address).unwrap();
+        assert!(!addresses.is_used(address));
+        assert_eq!(addresses.used(), 1);
+        drop(leaving);
+        assert!(addresses.is_used(address) && addresses.lease().is_none());
     }
 
     #[test]
@@ -152,7 +207,10 @@ mod tests {
                     Some(n) => {
                         let address = block.container(u32::from(n) % block.capacity());
                         held.remove(&address);
-                        addresses.release(address);
+                        if let Some(leaving) = addresses.leave(address) {
+                            prop_assert!(addresses.leave(address).is_none());
+                            leaving.done();
+                        }
                     }
                 }
                 prop_assert_eq!(addresses.used(), held.len());

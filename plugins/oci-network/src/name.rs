@@ -9,6 +9,9 @@ use crate::subnet::Subnet;
 /// Interface group of every container's interface, of all stores on a host; rules match it. "hs" in ASCII.
 pub(crate) const GROUP: u32 = 0x6873;
 
+/// Group of interfaces that are about to be deleted together.
+pub(crate) const DOOMED: u32 = GROUP + 1;
+
 /// Who made a route, as `ip route` shows it; free in iproute2's list of protocols. "h" in ASCII.
 pub(crate) const ROUTE_PROTOCOL: u8 = 0x68;
 
@@ -43,6 +46,12 @@ impl Key {
         format!("{}{:x}", self.interface_prefix(), block.offset(address))
     }
 
+    /// The address of the container whose host interface this is.
+    pub(crate) fn address(&self, block: Subnet, interface: &str) -> Option<Ipv4Addr> {
+        let offset = u32::from_str_radix(interface.strip_prefix(&self.interface_prefix())?, 16).ok()?;
+        Some(Ipv4Addr::from_bits(block.first().to_bits().checked_add(offset)?))
+    }
+
     /// A number that differs between stores.
     pub(crate) fn seed(&self) -> u32 {
         u32::from_str_radix(&self.0, 16).unwrap_or_default()
@@ -66,6 +75,8 @@ mod tests {
         let name = key.interface(block, Ipv4Addr::new(10, 255, 255, 254));
         assert_eq!(name, "hs0123a-fffffe");
         assert!(name.len() < 16);
+        assert_eq!(key.address(block, &name), Some(Ipv4Addr::new(10, 255, 255, 254)));
+        assert_eq!(key.address(block, "eth0"), None);
     }
 
     #[test]

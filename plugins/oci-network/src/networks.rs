@@ -151,44 +151,21 @@ impl Networks {
         self.writer.change(Change::Withdraw(address)).await
     }
 
-    /// Ends the container's network: withdraws its ports, cuts it off, and lets `address` be used again. Releasing
-    /// what is released does nothing.
+    /// Ends the container's network: cuts it off, withdraws its ports, and lets `address` be used again. Its
+    /// interface vanishes with the container's namespace. Releasing what is released does nothing.
     pub async fn release(&self, address: Ipv4Addr) {
-        if !self.pool.addresses.is_used(address) {
+        let Some(leaving) = self.pool.addresses.leave(address) else {
             return;
-        }
-        if let Err(error) = self.cut_off(address).await {
-            tracing::warn!(error = %host_core::chain(&error), %address, "a container's interface stays");
-        }
-        if let Err(error) = self.withdraw(address).await {
+        };
+        let cut_off = error::blocking("cutting a container off", move || {
+            host::cut_off(&mut Netlink::route()?, address)
+        });
+        if let Err(error) = cut_off.await.and(self.withdraw(address).await) {
             // Another container with this address would be reached by these ports.
             tracing::warn!(error = %host_core::chain(&error), %address, "an address cannot be used again");
-            return;
+        } else {
+            leaving.done();
         }
-        self.pool.addresses.release(address);
-    }
-
-    /// Has the interface removed: 30 ms of the kernel's, for which nobody waits but [`Networks::close`]. By its
-    /// index, because the next container with this address has one of the same name.
-    async fn cut_off(&self, address: Ipv4Addr) -> Result<(), PluginError> {
-        let name = self.interface(address);
-        let index = error::blocking("looking for an interface", move || {
-            match host::index(&mut Netlink::route()?, &name) {
-                Err(error) if error.raw_os_error() == Some(nix::libc::ENODEV) => Ok(None),
-                other => other.map(Some),
-            }
-        })
-        .await?;
-        if let Some(index) = index {
-            self.tasks.spawn_blocking(move || {
-                let deleted =
-                    Netlink::route().and_then(|mut netlink| host::delete_index(&mut netlink, index));
-                if let Err(error) = deleted {
-                    tracing::warn!(%error, %address, "a container's interface stays");
-                }
-            });
-        }
-        Ok(())
     }
 
     /// Ends the tasks and removes everything: ready networks, the table, the block's route, forwarding. While
@@ -199,10 +176,12 @@ impl Networks {
     pub async fn close(&self) -> Result<(), PluginError> {
         self.stop.cancel();
         self.pool.settle().await;
-        let ready = self.pool.drain();
-        let interfaces = ready.iter().map(|ready| ready.interface(&self.pool.key, self.pool.block)).collect();
-        let unlinked = delete_links(interfaces).await;
-        drop(ready);
+        drop(self.pool.drain());
+        let pool = Arc::clone(&self.pool);
+        let has_container = move |name: &str| {
+            pool.key.address(pool.block, name).is_some_and(|address| pool.addresses.is_taken(address))
+        };
+        let unlinked = remove_unused(&self.pool.key, has_container).await;
         let unused = self.pool.addresses.used() == 0;
         let removed = match self.writer.end(unused).await {
             Err(error) if error.kind() == ErrorKind::Unavailable && self.tasks.is_closed() => return Ok(()),
@@ -282,7 +261,8 @@ async fn set_up(
     state_dir: &Path,
     adopted: &[Adopted],
 ) -> Result<(Rules, u32, Ports), PluginError> {
-    remove_strangers(key, block, adopted).await?;
+    let known: Vec<_> = adopted.iter().map(|container| key.interface(block, container.address)).collect();
+    remove_unused(key, move |name| known.iter().any(|known| known == name)).await?;
     let mtu = match config.mtu {
         Some(mtu) => mtu,
         None => error::blocking("asking for the uplink", || host::uplink_mtu(&mut Netlink::route()?)).await?,
@@ -298,17 +278,18 @@ async fn set_up(
     Ok((rules, mtu, ports))
 }
 
-/// Removes interfaces of ours that no adopted container has: a service was killed, and something held on to them.
-async fn remove_strangers(key: &Key, block: Subnet, adopted: &[Adopted]) -> Result<(), PluginError> {
-    let known: Vec<_> = adopted.iter().map(|container| key.interface(block, container.address)).collect();
+/// Removes interfaces of ours that no container has: ready networks', or held by somebody after a service was
+/// killed.
+async fn remove_unused(
+    key: &Key,
+    has_container: impl Fn(&str) -> bool + Send + 'static,
+) -> Result<(), PluginError> {
     let prefix = key.interface_prefix();
-    error::blocking("removing leftover interfaces", move || {
+    error::blocking("removing interfaces", move || {
         let mut netlink = Netlink::route()?;
-        for name in host::links(&mut netlink, &prefix)?.into_iter().filter(|name| !known.contains(name)) {
-            tracing::info!(interface = name, "a leftover interface is removed");
-            host::delete_link(&mut netlink, &name)?;
-        }
-        Ok(())
+        let mut names = host::links(&mut netlink, &prefix)?;
+        names.retain(|name| !has_container(name));
+        host::delete_links(&mut netlink, &names)
     })
     .await
 }
@@ -324,15 +305,4 @@ async fn release_block(block: Subnet, state_dir: &Path) -> Result<(), PluginErro
     let state_dir = state_dir.to_owned();
     let release = move || block::release(block, &state_dir);
     tokio::task::spawn_blocking(release).await.unwrap_or_else(|_| Err(error::lost("giving addresses back")))
-}
-
-async fn delete_links(names: Vec<String>) -> Result<(), PluginError> {
-    if names.is_empty() {
-        return Ok(());
-    }
-    error::blocking("removing interfaces", move || {
-        let mut netlink = Netlink::route()?;
-        names.iter().try_for_each(|name| host::delete_link(&mut netlink, name))
-    })
-    .await
 }

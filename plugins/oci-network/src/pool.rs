@@ -33,11 +33,6 @@ impl Ready {
         self.lease.keep();
         self.network
     }
-
-    /// The host's end.
-    pub(crate) fn interface(&self, key: &Key, block: Subnet) -> String {
-        key.interface(block, self.network.address)
-    }
 }
 
 #[derive(Debug)]

@@ -4,7 +4,9 @@ use std::{collections::HashSet, net::Ipv4Addr};
 
 use host_core::ErrorKind;
 
-use super::world::{HOST, World, call, config, container, eventually, ip, on_scratch_host, tcp};
+use super::world::{
+    HOST, OUTSIDE, World, assert_silent, call, config, container, eventually, ip, on_scratch_host, serve, tcp,
+};
 use crate::{Config, Networks, nft::Nft};
 
 async fn open(world: &World, config: Config) -> Networks {
@@ -65,7 +67,10 @@ fn addresses_run_out_and_are_used_again_in_turn() {
         }
         assert_eq!(networks.take().await.unwrap_err().kind(), ErrorKind::Exhausted);
         // A container's last process may take its time: the namespaces are still there.
+        serve(&world.outside, OUTSIDE, 7, "outside");
+        assert!(call(&held[3].namespace, OUTSIDE, 7).is_ok());
         networks.release(held[3].address).await;
+        assert_silent(&held[3].namespace, OUTSIDE, 7, "from a released network");
         networks.release(held[1].address).await;
         networks.release(held[1].address).await;
         let (first, second) = (container(&networks, "first").await, container(&networks, "second").await);
