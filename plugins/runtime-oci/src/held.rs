@@ -57,6 +57,8 @@ pub(crate) struct Held {
     pub(crate) terminal: bool,
     /// Of a network of its own.
     pub(crate) address: OnceLock<Ipv4Addr>,
+    /// What the image wants to be asked to end with.
+    pub(crate) stop_signal: OnceLock<i32>,
     /// What changes it, one after another; what its supervisor is asked goes through here.
     pub(crate) gate: Mutex<Option<Link>>,
     /// Somebody removes it: whatever else is under way gives up.
@@ -76,7 +78,7 @@ pub(crate) struct View {
 
 impl Held {
     pub(crate) fn new(id: ContainerId, directory: PathBuf, group: Group, description: Description) -> Self {
-        let Description { name, labels, address, ports, cgroup, terminal } = description;
+        let Description { name, labels, address, ports, cgroup, terminal, stop_signal } = description;
         Self {
             id,
             name,
@@ -87,6 +89,7 @@ impl Held {
             group,
             terminal,
             address: address.map(OnceLock::from).unwrap_or_default(),
+            stop_signal: stop_signal.map(OnceLock::from).unwrap_or_default(),
             gate: Mutex::new(None),
             leaving: CancellationToken::new(),
             gone: AtomicBool::new(false),
@@ -102,6 +105,7 @@ impl Held {
             ports: self.ports.clone(),
             cgroup: self.cgroup.clone(),
             terminal: self.terminal,
+            stop_signal: self.stop_signal.get().copied(),
         }
     }
 
@@ -260,6 +264,12 @@ impl Ear {
             }
         }
         if let Some(mut child) = self.child.take() {
+            if !matches!(self.held.phase(), Phase::Exited(_)) {
+                // What it has executed is in no control group yet. Until it is waited for, its number is nobody else's.
+                let group = child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()));
+                let _ = group
+                    .map(|group| rustix::process::kill_process_group(group, rustix::process::Signal::KILL));
+            }
             let _ = child.wait().await;
         }
         let held = self.held.clone();

@@ -20,6 +20,7 @@ mod config;
 mod doctor;
 mod events;
 mod held;
+mod launch;
 mod logs;
 mod place;
 mod program;

@@ -103,6 +103,8 @@ pub(crate) struct Description {
     pub(crate) cgroup: PathBuf,
     /// It has a terminal.
     pub(crate) terminal: bool,
+    /// What its image wants to be asked to end with, if not `SIGTERM`.
+    pub(crate) stop_signal: Option<i32>,
 }
 
 /// A directory for root alone, with its parents.

@@ -11,40 +11,30 @@
 
 use std::{
     collections::HashMap,
-    fs::{DirBuilder, File, Permissions},
-    io::{self, Write},
-    os::{
-        fd::OwnedFd,
-        unix::fs::{DirBuilderExt, PermissionsExt},
-    },
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    fs::{self, File},
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
 use host_core::{
     ErrorKind, PluginError,
-    runtime::{ContainerChange, ContainerId, ContainerRef, ContainerSpec, Network, Propagation, Result},
+    runtime::{ContainerChange, ContainerId, ContainerRef, ContainerSpec, Network, Result},
 };
 use nix::sys::signal::Signal;
-use oci_images::{Store, Unpacked};
+use oci_images::Store;
 use oci_network::Networks;
-use oci_spec::runtime::Spec;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    bundle::{self, AppArmor, Files, NetworkNamespace, Place, files},
     cgroup::Layout,
     config::Config,
     events::Hub,
-    held::{Held, connect, listen},
-    place::{self, Description, Root, name},
+    held::{Held, Link},
+    place::{Description, Root},
     program::Program,
-    protocol::{Asked, Launch, Phase},
+    protocol::{Asked, Phase},
 };
-
-/// Stands for the network namespace that the supervisor is given; only it knows the descriptor.
-const NETWORK: &str = "/proc/self/fd/1";
 
 /// How long a killed container's supervisor may take to tell of its end before it is killed itself.
 const TIDY_END: Duration = Duration::from_secs(2);
@@ -71,7 +61,7 @@ pub(crate) struct Containers {
 pub(crate) struct Table(Mutex<HashMap<String, Arc<Held>>>);
 
 impl Table {
-    fn all(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Held>>> {
+    fn all(&self) -> MutexGuard<'_, HashMap<String, Arc<Held>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -133,6 +123,7 @@ impl Containers {
             address: None,
             ports: spec.ports.clone(),
             terminal: spec.terminal,
+            stop_signal: None,
             cgroup: cgroup.clone(),
         };
         let directory = self.root.container(&id);
@@ -171,114 +162,6 @@ impl Containers {
         Err(error)
     }
 
-    async fn launch(self: &Arc<Self>, held: &Arc<Held>, spec: &ContainerSpec) -> Result<crate::held::Link> {
-        let image = self.store.acquire(&spec.image, &held.id.0);
-        let (unpacked, network) = tokio::try_join!(image, self.network(held, spec.network))?;
-        let files = self.furnish(held, spec.network).await?;
-        let bundle = self.bundle(held, spec, &unpacked, files, network.is_some())?;
-        let asked = Asked::Launch(Box::new(Launch {
-            id: held.id.0.clone(),
-            spec: bundle,
-            user: bundle::image_user(&unpacked.config).to_owned(),
-            images: self.root.images(),
-            layers: unpacked.layers,
-            cgroup: held.cgroup.clone(),
-            binary: self.config.binary.clone(),
-            shared_mounts: spec.mounts.iter().any(|mount| mount.propagation == Propagation::Shared),
-            log_bytes: self.config.log_bytes,
-        }));
-        let starting = failed(format!("the supervisor of {} cannot be started", held.name));
-        let (mut link, ear) = self.supervisor(held, network).await.map_err(starting)?;
-        self.tasks.spawn(self.stop.clone().run_until_cancelled_owned(ear.listen(self.hub.clone())));
-        link.ask(&asked).await.map_err(|error| with_last_words(error, &held.directory))?;
-        Ok(link)
-    }
-
-    async fn supervisor(
-        &self,
-        held: &Arc<Held>,
-        network: Option<OwnedFd>,
-    ) -> io::Result<(crate::held::Link, crate::held::Ear)> {
-        let log = place::create(&held.directory.join(name::OWN_LOG))?;
-        let child = self.program.supervise(&held.directory, listen(&held.directory)?, network, log)?;
-        connect(held, Some(child)).await
-    }
-
-    /// A network namespace for it, unless it is to have the host's.
-    async fn network(&self, held: &Held, network: Network) -> Result<Option<OwnedFd>> {
-        match network {
-            Network::Host => Ok(None),
-            Network::None => oci_network::isolated().await.map(Some),
-            Network::Bridge => {
-                let taken = self.networks.take().await?;
-                // The only place that sets it.
-                let _ = held.address.set(taken.address);
-                Ok(Some(taken.namespace))
-            }
-        }
-    }
-
-    /// The container's directory and what is in it from the beginning.
-    async fn furnish(&self, held: &Held, network: Network) -> Result<Files> {
-        let furnishing = || failed(format!("the directory of {} cannot be made", held.name));
-        let make = |path: &Path, mode| DirBuilder::new().recursive(true).mode(mode).create(path);
-        let directory = &held.directory;
-        make(directory, 0o700).map_err(furnishing())?;
-        // First of all, so that what a crash leaves can be told apart and taken down.
-        place::write_json(&directory.join(name::CONTAINER), &held.description()).map_err(furnishing())?;
-        for inner in [name::ETC, name::BUNDLE, name::ROOTFS, name::WORK] {
-            make(&directory.join(inner), 0o700).map_err(furnishing())?;
-        }
-        // It is the container's root directory, seen from inside.
-        make(&directory.join(name::UPPER), 0o755).map_err(furnishing())?;
-        let hostname = hostname(held);
-        let (hosts, resolv_conf) = match network {
-            Network::Bridge => (
-                files::hosts(&hostname, held.address.get().map(|address| (*address).into())),
-                self.networks.resolv_conf().await?,
-            ),
-            Network::None => (files::hosts(&hostname, None), String::new()),
-            Network::Host => (host_file("/etc/hosts"), host_file("/etc/resolv.conf")),
-        };
-        let [hosts, resolv_conf, hostname] =
-            [("hosts", hosts), ("resolv.conf", resolv_conf), ("hostname", files::hostname(&hostname))]
-                .map(|(file, text)| readable(&directory.join(name::ETC).join(file), &text));
-        Ok(Files {
-            hosts: hosts.map_err(furnishing())?,
-            resolv_conf: resolv_conf.map_err(furnishing())?,
-            hostname: hostname.map_err(furnishing())?,
-        })
-    }
-
-    fn bundle(
-        &self,
-        held: &Held,
-        spec: &ContainerSpec,
-        unpacked: &Unpacked,
-        files: Files,
-        own_network: bool,
-    ) -> Result<Spec> {
-        let wants_cdi = spec.gpu.as_ref().is_some_and(|gpu| !gpu.cdi.is_empty());
-        let cdi = if wants_cdi { cdi::Registry::read(&self.config.cdi) } else { cdi::Registry::default() };
-        let place = Place {
-            // The supervisor knows better.
-            rootfs: name::ROOTFS.into(),
-            cgroups_path: held.cgroup.clone(),
-            cgroups: self.layout.seen_inside(),
-            counts_swap: self.layout.counts_swap(),
-            hostname: hostname(held),
-            network: if own_network {
-                NetworkNamespace::Path(NETWORK.into())
-            } else {
-                NetworkNamespace::Host
-            },
-            files,
-            apparmor: apparmor(),
-            cdi: &cdi,
-        };
-        bundle::spec(spec, &unpacked.config, &place)
-    }
-
     pub(crate) async fn start(self: &Arc<Self>, container: &ContainerRef) -> Result<()> {
         let held = self.table.find(container).ok_or_else(|| absent(container))?;
         let containers = self.clone();
@@ -291,7 +174,7 @@ impl Containers {
         .await
     }
 
-    async fn begin(&self, held: &Held, link: &mut crate::held::Link) -> Result<()> {
+    async fn begin(&self, held: &Held, link: &mut Link) -> Result<()> {
         match held.phase() {
             Phase::Running { .. } => return Ok(()),
             Phase::Exited(_) => {
@@ -310,7 +193,8 @@ impl Containers {
         let Some(held) = self.table.find(container) else {
             return Ok(());
         };
-        let first = if grace.is_zero() { Signal::SIGKILL } else { Signal::SIGTERM };
+        let asked = held.stop_signal.get().and_then(|number| Signal::try_from(*number).ok());
+        let first = if grace.is_zero() { Signal::SIGKILL } else { asked.unwrap_or(Signal::SIGTERM) };
         self.clone().signal(held.clone(), first).await?;
         if !matches!(held.phase(), Phase::Running { .. }) {
             return Ok(());
@@ -373,7 +257,7 @@ impl Containers {
     }
 
     /// Kills it, in good order if its supervisor can.
-    async fn end(&self, held: &Arc<Held>, link: Option<&mut crate::held::Link>) -> Result<()> {
+    async fn end(&self, held: &Arc<Held>, link: Option<&mut Link>) -> Result<()> {
         if let Some(link) = link {
             let asked = async {
                 // When it has ended already there is nobody to ask.
@@ -395,10 +279,10 @@ impl Containers {
     /// Out of the way at once; deleted afterwards, because an application may have written much.
     pub(crate) fn discard(&self, id: &str) -> io::Result<()> {
         let trash = self.root.trash().join(id);
-        match std::fs::rename(self.root.container(id), &trash) {
+        match fs::rename(self.root.container(id), &trash) {
             Ok(()) => {
                 self.tasks.spawn_blocking(move || {
-                    if let Err(error) = std::fs::remove_dir_all(&trash) {
+                    if let Err(error) = fs::remove_dir_all(&trash) {
                         tracing::warn!(%error, path = %trash.display(), "a removed container's files stay until the next start");
                     }
                 });
@@ -416,39 +300,4 @@ pub(crate) fn absent(container: &ContainerRef) -> PluginError {
 
 fn removed(name: &str) -> PluginError {
     PluginError::new(ErrorKind::NotFound, format!("container {name} is being removed"))
-}
-
-/// What a supervisor wrote before it ended tells more than that it did.
-fn with_last_words(error: PluginError, directory: &Path) -> PluginError {
-    let words = std::fs::read_to_string(directory.join(name::OWN_LOG)).unwrap_or_default();
-    if words.is_empty() {
-        error
-    } else {
-        PluginError::new(error.kind(), format!("{error}: {}", words.trim()))
-    }
-}
-
-/// As the engines do: the first half of the id.
-fn hostname(held: &Held) -> String {
-    held.id.0.chars().take(12).collect()
-}
-
-/// The host's own, for a container that shares its network.
-fn host_file(path: &str) -> String {
-    std::fs::read_to_string(path).unwrap_or_default()
-}
-
-/// A file that everybody inside may read.
-fn readable(path: &Path, text: &str) -> io::Result<PathBuf> {
-    let mut file = place::create(path)?;
-    file.write_all(text.as_bytes())?;
-    file.set_permissions(Permissions::from_mode(0o644))?;
-    Ok(path.to_owned())
-}
-
-fn apparmor() -> AppArmor {
-    match Path::new("/sys/kernel/security/apparmor").exists() {
-        true => AppArmor::Enabled { default: None },
-        false => AppArmor::Absent,
-    }
 }

@@ -122,8 +122,9 @@ fn supervise(directory: &Path) -> Result<(), Refusal> {
     match Supervisor::launch(directory, *launch, &network) {
         Ok(mut supervisor) => {
             drop(network);
-            links.answer(&Said::Done);
+            // Who hears that it is there has heard of it already, even if this process ends now.
             supervisor.announce(&mut links);
+            links.answer(&Said::Done);
             supervisor.run(&mut links)
         }
         Err(refusal) => {
@@ -183,6 +184,7 @@ impl Supervisor {
         let (mut output, ends) =
             Output::open(terminal, launch.log_bytes).map_err(Refusal::of("opening the log"))?;
         let (spec, propagate) = rootfs::complete(directory, launch, network.as_raw_fd())?;
+        ends.give_to(&spec).map_err(Refusal::of("giving the output to the image's user"))?;
         let mut engine = Engine::of(directory, launch);
         let process = engine.create(directory, &spec, ends)?;
         rootfs::propagate(process, &propagate, directory)?;

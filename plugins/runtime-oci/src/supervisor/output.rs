@@ -11,8 +11,9 @@ use std::{
 
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
-    unistd::pipe2,
+    unistd::{Uid, fchown, pipe2},
 };
+use oci_spec::runtime::Spec;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use crate::place::{self, name};
@@ -37,6 +38,15 @@ pub(super) enum Ends {
     Terminal,
     /// Standard output and standard error, each a pipe.
     Pipes { stdout: OwnedFd, stderr: OwnedFd },
+}
+
+impl Ends {
+    /// Somebody else than root must be able to open `/dev/stdout` again. A terminal is theirs from the beginning.
+    pub(super) fn give_to(&self, spec: &Spec) -> io::Result<()> {
+        let Self::Pipes { stdout, stderr } = self else { return Ok(()) };
+        let user = spec.process().as_ref().map(|process| Uid::from_raw(process.user().uid()));
+        [stdout, stderr].into_iter().try_for_each(|end| fchown(end, user, None)).map_err(io::Error::from)
+    }
 }
 
 impl Output {

@@ -1,0 +1,186 @@
+//! Making a container: its image, its network, its directory, its specification, its supervisor.
+
+use std::{
+    fs::{self, DirBuilder, Permissions},
+    io::{self, Write},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt, PermissionsExt},
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use host_core::{
+    PluginError,
+    runtime::{ContainerSpec, Network, Propagation, Result},
+};
+use nix::sys::signal::Signal;
+use oci_images::Unpacked;
+use oci_spec::{image::ImageConfiguration, runtime::Spec};
+
+use crate::{
+    bundle::{self, AppArmor, Files, NetworkNamespace, Place, files},
+    held::{Ear, Held, Link, connect, listen},
+    place::{self, name},
+    protocol::{Asked, Launch},
+    runtime::{Containers, failed},
+};
+
+/// Stands for the network namespace that the supervisor is given; only it knows the descriptor.
+const NETWORK: &str = "/proc/self/fd/1";
+
+impl Containers {
+    /// The container as it is before its start. What fails half-way is for [`Containers::dispose`].
+    pub(crate) async fn launch(self: &Arc<Self>, held: &Arc<Held>, spec: &ContainerSpec) -> Result<Link> {
+        let image = self.store.acquire(&spec.image, &held.id.0);
+        let (unpacked, network) = tokio::try_join!(image, self.network(held, spec.network))?;
+        if let Some(signal) = stop_signal(&unpacked.config) {
+            let _ = held.stop_signal.set(signal as i32);
+        }
+        let files = self.furnish(held, spec.network).await?;
+        let bundle = self.bundle(held, spec, &unpacked, files, network.is_some())?;
+        let asked = Asked::Launch(Box::new(Launch {
+            id: held.id.0.clone(),
+            spec: bundle,
+            user: bundle::image_user(&unpacked.config).to_owned(),
+            images: self.root.images(),
+            layers: unpacked.layers,
+            cgroup: held.cgroup.clone(),
+            binary: self.config.binary.clone(),
+            shared_mounts: spec.mounts.iter().any(|mount| mount.propagation == Propagation::Shared),
+            log_bytes: self.config.log_bytes,
+        }));
+        let starting = failed(format!("the supervisor of {} cannot be started", held.name));
+        let (mut link, ear) = self.supervisor(held, network).await.map_err(starting)?;
+        self.tasks.spawn(self.stop.clone().run_until_cancelled_owned(ear.listen(self.hub.clone())));
+        link.ask(&asked).await.map_err(|error| with_last_words(error, &held.directory))?;
+        Ok(link)
+    }
+
+    async fn supervisor(&self, held: &Arc<Held>, network: Option<OwnedFd>) -> io::Result<(Link, Ear)> {
+        let log = place::create(&held.directory.join(name::OWN_LOG))?;
+        let child = self.program.supervise(&held.directory, listen(&held.directory)?, network, log)?;
+        connect(held, Some(child)).await
+    }
+
+    /// A network namespace for it, unless it is to have the host's.
+    async fn network(&self, held: &Held, network: Network) -> Result<Option<OwnedFd>> {
+        match network {
+            Network::Host => Ok(None),
+            Network::None => oci_network::isolated().await.map(Some),
+            Network::Bridge => {
+                let taken = self.networks.take().await?;
+                // The only place that sets it.
+                let _ = held.address.set(taken.address);
+                Ok(Some(taken.namespace))
+            }
+        }
+    }
+
+    /// The container's directory and what is in it from the beginning.
+    async fn furnish(&self, held: &Held, network: Network) -> Result<Files> {
+        let furnishing = || failed(format!("the directory of {} cannot be made", held.name));
+        let make = |path: &Path, mode| DirBuilder::new().recursive(true).mode(mode).create(path);
+        let directory = &held.directory;
+        make(directory, 0o700).map_err(furnishing())?;
+        // First of all, so that what a crash leaves can be told apart and taken down.
+        place::write_json(&directory.join(name::CONTAINER), &held.description()).map_err(furnishing())?;
+        for inner in [name::ETC, name::BUNDLE, name::ROOTFS, name::WORK] {
+            make(&directory.join(inner), 0o700).map_err(furnishing())?;
+        }
+        // It is the container's root directory, seen from inside.
+        make(&directory.join(name::UPPER), 0o755).map_err(furnishing())?;
+        let hostname = hostname(held);
+        let (hosts, resolv_conf) = match network {
+            Network::Bridge => (
+                files::hosts(&hostname, held.address.get().map(|address| (*address).into())),
+                self.networks.resolv_conf().await?,
+            ),
+            Network::None => (files::hosts(&hostname, None), String::new()),
+            Network::Host => (host_file("/etc/hosts"), host_file("/etc/resolv.conf")),
+        };
+        let [hosts, resolv_conf, hostname] =
+            [("hosts", hosts), ("resolv.conf", resolv_conf), ("hostname", files::hostname(&hostname))]
+                .map(|(file, text)| readable(&directory.join(name::ETC).join(file), &text));
+        Ok(Files {
+            hosts: hosts.map_err(furnishing())?,
+            resolv_conf: resolv_conf.map_err(furnishing())?,
+            hostname: hostname.map_err(furnishing())?,
+        })
+    }
+
+    fn bundle(
+        &self,
+        held: &Held,
+        spec: &ContainerSpec,
+        unpacked: &Unpacked,
+        files: Files,
+        own_network: bool,
+    ) -> Result<Spec> {
+        let wants_cdi = spec.gpu.as_ref().is_some_and(|gpu| !gpu.cdi.is_empty());
+        let cdi = if wants_cdi { cdi::Registry::read(&self.config.cdi) } else { cdi::Registry::default() };
+        let place = Place {
+            // The supervisor knows better.
+            rootfs: name::ROOTFS.into(),
+            cgroups_path: held.cgroup.clone(),
+            cgroups: self.layout.seen_inside(),
+            counts_swap: self.layout.counts_swap(),
+            hostname: hostname(held),
+            network: if own_network {
+                NetworkNamespace::Path(NETWORK.into())
+            } else {
+                NetworkNamespace::Host
+            },
+            files,
+            apparmor: apparmor(),
+            cdi: &cdi,
+        };
+        bundle::spec(spec, &unpacked.config, &place)
+    }
+}
+
+/// What a supervisor wrote before it ended tells more than that it did.
+fn with_last_words(error: PluginError, directory: &Path) -> PluginError {
+    let words = fs::read_to_string(directory.join(name::OWN_LOG)).unwrap_or_default();
+    if words.is_empty() {
+        error
+    } else {
+        PluginError::new(error.kind(), format!("{error}: {}", words.trim()))
+    }
+}
+
+/// The `STOPSIGNAL` of an image, by name or number.
+fn stop_signal(image: &ImageConfiguration) -> Option<Signal> {
+    let text = image.config().as_ref()?.stop_signal().as_deref()?;
+    match text.parse::<i32>() {
+        Ok(number) => Signal::try_from(number).ok(),
+        Err(_) if text.starts_with("SIG") => text.parse().ok(),
+        Err(_) => format!("SIG{text}").parse().ok(),
+    }
+}
+
+/// As the engines do: the first half of the id.
+fn hostname(held: &Held) -> String {
+    held.id.0.chars().take(12).collect()
+}
+
+/// The host's own, for a container that shares its network.
+fn host_file(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+/// A file that everybody inside may read.
+fn readable(path: &Path, text: &str) -> io::Result<PathBuf> {
+    let mut file = place::create(path)?;
+    file.write_all(text.as_bytes())?;
+    file.set_permissions(Permissions::from_mode(0o644))?;
+    Ok(path.to_owned())
+}
+
+fn apparmor() -> AppArmor {
+    match Path::new("/sys/kernel/security/apparmor").exists() {
+        true => AppArmor::Enabled { default: None },
+        false => AppArmor::Absent,
+    }
+}
