@@ -6,7 +6,10 @@ use std::{
 };
 
 use oci_spec::image::{Arch, Descriptor, ImageConfiguration, ImageIndex, ImageManifest, Os, Platform};
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{
+    Deserialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 
 use crate::{
     digest::{Digest, Hasher},
@@ -88,15 +91,20 @@ pub(crate) enum Document {
 }
 
 impl Document {
-    /// Their media types are many and sometimes left out; only one of the two has manifests in it.
+    /// Their media types are many and sometimes left out; only one of the two has manifests in it. What has the parts
+    /// of both would be one image to one reader and another to the next.
     pub(crate) fn parse(content: &[u8]) -> Result<Self> {
         #[derive(Deserialize)]
         struct Probe {
-            manifests: Option<serde::de::IgnoredAny>,
+            manifests: Option<IgnoredAny>,
+            config: Option<IgnoredAny>,
+            layers: Option<IgnoredAny>,
         }
-        match parse::<Probe>("an image manifest", content)?.manifests {
-            Some(_) => parse("an image index", content).map(Box::new).map(Self::Index),
-            None => parse("an image manifest", content).map(Box::new).map(Self::Manifest),
+        let probe: Probe = parse("an image manifest", content)?;
+        match (probe.manifests, probe.config.or(probe.layers)) {
+            (Some(_), Some(_)) => Err(invalid("it is a manifest and an index at once")),
+            (Some(_), None) => parse("an image index", content).map(Box::new).map(Self::Index),
+            (None, _) => parse("an image manifest", content).map(Box::new).map(Self::Manifest),
         }
     }
 }

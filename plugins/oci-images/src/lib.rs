@@ -1,4 +1,19 @@
 //! A store of container images: from OCI layouts, `docker save` archives and registries, unpacked for overlayfs.
+//!
+//! [`Store`] is the asynchronous face. Behind it `shelf` is the store on disk, `work` one load or pull under way, `load`
+//! and `pull` where images come from, and `unpack` with `tape` and `tree` what makes a directory of a layer.
+//!
+//! There are no tasks. What blocks runs on tokio's threads for that and is awaited; when the future that awaits it is
+//! dropped, it fails at its next read. What must not be left half done is done under the lock, on such a thread, and
+//! takes no longer than a few small files do.
+//!
+//! # What always holds
+//!
+//! - Whoever reads the index finds every layer that it names complete, also after a crash of process or host.
+//! - What is in the index was verified: each layer's tar by the digest in its image's configuration, and that by the
+//!   image's id.
+//! - Nothing is kept in memory between calls, so that several processes may use one store.
+//! - Unpacking goes from open directories to plain names in them, never along a path that an archive could have bent.
 
 mod archive;
 mod compression;
@@ -61,6 +76,8 @@ impl Store {
     /// # Errors
     /// `Denied` or `Exhausted` for what the host refuses, `Internal` for an index that is damaged.
     pub async fn open(root: PathBuf, config: Config) -> Result<Self, PluginError> {
+        // The expression for names takes milliseconds to compile, once in a process; not when a container waits.
+        Name::parse("warm-up")?;
         let limits = Limits { bytes: config.unpacked_bytes_max, entries: config.entries_max };
         let shelf = blocking(move |_| Shelf::open(root, limits)).await?;
         Ok(Self { shelf, config: Arc::new(config) })

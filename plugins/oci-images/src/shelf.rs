@@ -155,19 +155,28 @@ impl Shelf {
     /// Throws away what no name, no user and no operation under way refers to. Under the lock it only moves things to
     /// the trash; what takes long comes after.
     pub(crate) fn collect(&self) -> Result<()> {
-        {
-            let _lock = self.lock()?;
+        loop {
+            let lock = self.lock()?;
             let (held, left) = work::survey(&self.places)
                 .map_err(|error| failed("look for leftovers of the image store", error))?;
-            let mut index = self.index()?;
-            if index.forget(&self.used()?, &held) {
-                index.write(&self.places.index)?;
+            if left.is_empty() {
+                self.forget(&held)?;
+                drop(lock);
+                return self.empty_trash();
             }
-            for leftover in left.iter().chain(&self.unknown(&index)?) {
-                self.discard(leftover)?;
-            }
+            // First of all, because on a full disk there is no room for a new index before they are gone.
+            left.iter().try_for_each(|leftover| self.discard(leftover))?;
+            drop(lock);
+            self.empty_trash()?;
         }
-        self.empty_trash()
+    }
+
+    fn forget(&self, held: &BTreeSet<Digest>) -> Result<()> {
+        let mut index = self.index()?;
+        if index.forget(&self.used()?, held) {
+            index.write(&self.places.index)?;
+        }
+        self.unknown(&index)?.iter().try_for_each(|unknown| self.discard(unknown))
     }
 
     /// Layers and configurations that the index does not know.

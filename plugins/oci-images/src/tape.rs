@@ -100,7 +100,8 @@ impl<R: Input> Tape<R> {
     fn entry(&mut self, header: &Header, mut pax: Pax, path: Vec<u8>, link: Vec<u8>) -> Result<Entry> {
         let (path, link) = (pax.path.take().unwrap_or(path), pax.link.take().unwrap_or(link));
         let small = |what, value: Option<u64>| {
-            let value = value.and_then(|value| u32::try_from(value).ok());
+            // The highest means nobody, and would leave the file to whoever unpacks it.
+            let value = value.and_then(|value| u32::try_from(value).ok()).filter(|value| *value != u32::MAX);
             value.ok_or_else(|| invalid(format!("{}: its {what} is no number of 32 bits", shown(&path))))
         };
         let plain = header.as_old();

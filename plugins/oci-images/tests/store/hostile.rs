@@ -156,7 +156,10 @@ async fn a_sparse_file_whose_pieces_are_not_its_data() {
 
 #[tokio::test]
 async fn an_owner_that_no_kernel_knows() {
-    refused(Layer::new().pax(&[("uid", b"4294967296")]).file("a", ""), r#""a": its owner"#).await;
+    for owner in [&b"4294967296"[..], b"4294967295"] {
+        refused(Layer::new().pax(&[("uid", owner)]).file("a", ""), r#""a": its owner"#).await;
+        refused(Layer::new().pax(&[("gid", owner)]).file("a", ""), r#""a": its group"#).await;
+    }
 }
 
 #[tokio::test]
@@ -194,7 +197,7 @@ async fn with_limits(bytes: u64, entries: u64) -> Place {
 #[tokio::test]
 async fn a_gzip_bomb() {
     let place = with_limits(1 << 20, 100).await;
-    let bomb = Layer::new().file("a", &"\0".repeat(50 << 20)).end();
+    let bomb = Layer::new().file("a", &"\0".repeat(4 << 20)).end();
     let image = Image::packed(&[&bomb], gzip).named("a");
     assert!(image.layers[0].0.len() < 1 << 20, "the bomb is no bomb");
     place.refuses(&image.layout(), "more than 1048576 bytes").await;
@@ -205,7 +208,7 @@ async fn a_gzip_bomb() {
 async fn a_bomb_behind_the_end_of_the_tar() {
     let place = with_limits(1 << 20, 100).await;
     let mut bomb = Layer::new().file("a", "x").end();
-    bomb.resize(50 << 20, 0);
+    bomb.resize(4 << 20, 0);
     place.refuses(&Image::packed(&[&bomb], gzip).named("a").layout(), "more than 1048576 bytes").await;
 }
 
@@ -261,6 +264,19 @@ async fn documents_nested_deeper_than_any_stack() {
     let mut members = Image::new(&[&Layer::new().file("a", "x").end()]).members();
     members.set("index.json", "[".repeat(1 << 20).as_bytes());
     place.refuses(&members.tar(), "it is not an OCI layout's index").await;
+}
+
+#[tokio::test]
+async fn a_manifest_that_is_an_index_too() {
+    let place = Place::new().await;
+    let image = Image::new(&[&Layer::new().file("a", "x").end()]);
+    let mut both = image.manifest();
+    both["manifests"] = json!([]);
+    let both = serde_json::to_vec(&both).unwrap();
+    let mut members = image.members();
+    members.blob(&both);
+    members.index(&[crate::build::descriptor(crate::build::MANIFEST, &both)]);
+    place.refuses(&members.tar(), "a manifest and an index at once").await;
 }
 
 #[tokio::test]

@@ -202,7 +202,7 @@ async fn several_may_load_and_use_at_once() {
 #[tokio::test]
 async fn a_load_that_nobody_waits_for_ends_and_leaves_nothing() {
     let place = Place::new().await;
-    let large = Layer::new().file("a", &"x".repeat(64 << 20)).end();
+    let large = Layer::new().file("a", &"x".repeat(24 << 20)).end();
     let archive = place.file("large.tar", &Image::new(&[&large]).named("a").layout());
     let store = place.again().await;
     {
@@ -242,8 +242,9 @@ async fn a_full_disk_is_exhausted_and_nothing_is_left() {
     let small = place.file("small.tar", &image("small", "small"));
     store.load(&small).await.unwrap();
     let used = disk.used();
-    let large = Layer::new().file("a", &"x".repeat(16 << 20)).end();
-    let large = place.file("large.tar", &Image::new(&[&layer("base"), &large]).named("large").layout());
+    let large = Layer::new().file("a", &"x".repeat(6 << 20)).end();
+    let large = place
+        .file("large.tar", &Image::new(&[&layer("base"), &layer("new"), &large]).named("large").layout());
     let error = store.load(&large).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Exhausted, "{}", chain(&error));
     assert_eq!(disk.used(), used);
