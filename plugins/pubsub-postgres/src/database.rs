@@ -5,7 +5,7 @@
 
 use std::{ops::Deref, time::Duration};
 
-use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod};
+use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, QueueMode, RecyclingMethod};
 use host_core::{ErrorKind, PluginError, pubsub::Result};
 use tokio::time::timeout;
 use tokio_postgres::{
@@ -16,6 +16,9 @@ use tokio_postgres::{
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::{failure, target::Target, tls};
+
+/// Longer than a host ever is without a statement.
+const IDLE: Duration = Duration::from_secs(60);
 
 /// A statement's parameters with their types.
 pub(crate) type Parameters<'a> = &'a [(&'a (dyn ToSql + Sync), Type)];
@@ -44,10 +47,17 @@ impl Database {
         let tls = tls::connector(&target.tls, target.postgres.get_ssl_mode() != SslMode::Disable)?;
         let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
         let manager = Manager::from_config(target.postgres.clone(), tls.clone(), recycling);
-        let pool = Pool::builder(manager).max_size(connections.max(1)).build().map_err(|error| {
+        // The last one used first, so that those a burst has opened come to rest.
+        let pool = Pool::builder(manager).max_size(connections.max(1)).queue_mode(QueueMode::Lifo);
+        let pool = pool.build().map_err(|error| {
             PluginError::new(ErrorKind::Internal, "the pool of connections cannot be made").with_source(error)
         })?;
         Ok(Self { pool, target, tls, timeout })
+    }
+
+    /// Closes connections that nothing has used for a while: a fleet has many hosts, a server few connections.
+    pub(crate) fn trim(&self) {
+        self.pool.retain(|_, metrics| metrics.last_used() < IDLE);
     }
 
     /// What an operation returns, or that its deadline has passed.

@@ -150,6 +150,7 @@ impl Watch {
                 }
                 () = sleep_until(until) => {
                     if until == self.poll_at {
+                        self.shared.database.trim();
                         return Ok(());
                     }
                 }
