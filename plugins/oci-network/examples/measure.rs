@@ -78,7 +78,7 @@ async fn one_by_one(networks: &Networks) -> anyhow::Result<Vec<Network>> {
     Ok(made)
 }
 
-async fn at_once(networks: &std::sync::Arc<Networks>, made: Vec<Network>) -> anyhow::Result<()> {
+async fn at_once(networks: &std::sync::Arc<Networks>, mut made: Vec<Network>) -> anyhow::Result<()> {
     let before = networks.transactions();
     let mut tasks = JoinSet::new();
     for (network, n) in made.iter().zip(0..) {
@@ -91,13 +91,6 @@ async fn at_once(networks: &std::sync::Arc<Networks>, made: Vec<Network>) -> any
     report("… until the last, in few transactions", vec![whole]);
     assert!(networks.transactions() - before < u64::from(AT_ONCE));
     let mut tasks = JoinSet::new();
-    for network in &made {
-        let (networks, address) = (std::sync::Arc::clone(networks), network.address);
-        tasks.spawn(async move { networks.release(address).await });
-    }
-    report("release 50 at once, until the last", vec![timed(tasks.join_all()).await.1]);
-    drop(made);
-    let mut tasks = JoinSet::new();
     for _ in 0..AT_ONCE {
         let networks = std::sync::Arc::clone(networks);
         tasks.spawn(async move { timed(networks.take()).await });
@@ -106,10 +99,16 @@ async fn at_once(networks: &std::sync::Arc<Networks>, made: Vec<Network>) -> any
     let mut times = Vec::new();
     for (network, time) in results {
         times.push(time);
-        networks.release(network?.address).await;
+        made.push(network?);
     }
     report("make 50 networks at once", times);
     report("… until the last", vec![whole]);
+    let mut tasks = JoinSet::new();
+    for network in &made {
+        let (networks, address) = (std::sync::Arc::clone(networks), network.address);
+        tasks.spawn(async move { networks.release(address).await });
+    }
+    report("release 100 at once, until the last", vec![timed(tasks.join_all()).await.1]);
     Ok(())
 }
 
