@@ -25,7 +25,7 @@ use pubsub_postgres::{Config, PostgresPubSub, migrate};
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tokio_postgres::{Client, NoTls};
 
-const ROUNDS: usize = 1000;
+const ROUNDS: usize = 500;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[tokio::main]

@@ -29,7 +29,7 @@ use host_core::{
         Allocation, Claim, DesiredState, Heartbeat, InstanceFacts, MandelboxRow, MandelboxStatus, PubSub,
         Registered, Result, StaleAfter,
     },
-    registry::{Context, Plugin},
+    registry::{Context, Plugin, Role},
 };
 use secrecy::SecretString;
 
@@ -79,7 +79,7 @@ struct Shared {
     database: Database,
     queue: Queue,
     seen: Seen,
-    /// Raised when something failed or waits: watches look at once whether the database is there.
+    /// Raised when this host changed a row, and when something failed or waits: watches look at once.
     alarm: tokio::sync::watch::Sender<u64>,
     /// A heartbeat that could not be written. The next one is a minute away, and two minutes of silence are death.
     late: Mutex<Option<(InstanceName, Heartbeat)>>,
@@ -96,9 +96,15 @@ impl PostgresPubSub {
     pub async fn connect(config: &Config, context: &Context) -> Result<Self> {
         let target = target(config, context.local)?;
         let (connections, timeout) = (config.connections, config.timeout);
-        let state = context.state_dir.clone();
+        let (state, role) = (context.state_dir.clone(), context.role);
         let opened = tokio::task::spawn_blocking(move || {
-            Ok((Database::new(target, connections, timeout)?, Queue::open(&state)?))
+            let database = Database::new(target, connections, timeout)?;
+            // A tool leaves the service's queue alone.
+            let queue = match role {
+                Role::Service => Queue::open(&state)?,
+                Role::Tool => Queue::nowhere(),
+            };
+            Ok((database, queue))
         });
         let (database, queue) = opened.await.map_err(|error| {
             PluginError::new(ErrorKind::Internal, "preparing the connection was broken off")
@@ -145,12 +151,12 @@ impl Shared {
         self.queue.deliver(&self.database).await
     }
 
-    /// Has every watch look whether the database is there.
+    /// Has every watch read, and thereby see whether the database is there.
     fn look(&self) {
         self.alarm.send_modify(|count| *count = count.wrapping_add(1));
     }
 
-    /// Tells a watch of an operation that found the database away.
+    /// Tells watches of an operation that found the database away.
     fn noticed<T>(&self, answer: Result<T>) -> Result<T> {
         if let Err(error) = &answer
             && failure::is_away(error)
@@ -173,7 +179,10 @@ impl Shared {
             // The trait speaks of the row of this id; which allocation it is matters only later.
             let now = Entry { created_ms: None, ..entry.clone() };
             match statements::deliver(&self.database, &now).await {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    self.look();
+                    return Ok(());
+                }
                 Err(error) if failure::is_away(&error) => cause = Some(error),
                 Err(error) => return Err(error),
             }
@@ -208,7 +217,11 @@ impl PubSub for PostgresPubSub {
     }
 
     async fn claim(&self, instance: &InstanceName, row: &MandelboxRow) -> Result<Claim> {
-        self.shared.noticed(statements::claim(&self.shared.database, instance, row).await)
+        let claimed = self.shared.noticed(statements::claim(&self.shared.database, instance, row).await)?;
+        if matches!(claimed, Claim::Won(_)) {
+            self.shared.look();
+        }
+        Ok(claimed)
     }
 
     async fn set_status(

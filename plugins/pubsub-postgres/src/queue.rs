@@ -78,6 +78,13 @@ impl Queue {
         Ok(Self { path: Arc::new(path), waiting: Arc::new(Mutex::new(waiting)), turn: Arc::default() })
     }
 
+    /// One that accepts nothing.
+    pub(crate) fn nowhere() -> Self {
+        // No file can be made below one that is no directory.
+        let path = Path::new("/dev/null").join(FILE);
+        Self { path: Arc::new(path), waiting: Arc::default(), turn: Arc::default() }
+    }
+
     /// Each change under this lock is whole, also when it panics.
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)

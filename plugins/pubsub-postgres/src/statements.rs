@@ -22,6 +22,10 @@ fn in_ms(duration: std::time::Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX / 2).min(i64::MAX / 2)
 }
 
+/// In a statement's condition, with `$2` as the instance: this is the host's own change, of which it tells its watches
+/// itself. For this transaction only.
+const OWN: &str = "set_config('cloud.own_change', $2, true) IS NOT NULL";
+
 /// What a watch reads; its parameter is the instance.
 pub(crate) fn read() -> String {
     format!(
@@ -36,7 +40,7 @@ pub(crate) async fn claim(database: &Database, instance: &InstanceName, row: &Ma
     let sql = format!(
         "UPDATE cloud.mandelbox_info m SET status = 'CONNECTING' WHERE m.mandelbox_id = $1 AND m.instance_name = $2 \
          AND m.user_id = $3 AND m.session_id = $4 AND m.creation_time_utc_unix_ms = $5 AND m.status = 'ALLOCATED' \
-         RETURNING {MANDELBOX}"
+         AND {OWN} RETURNING {MANDELBOX}"
     );
     // Should an answer be lost after it took effect, the second try says `Lost`, and so would the host's own.
     let rows = database
@@ -66,9 +70,10 @@ pub(crate) async fn deliver(database: &Database, entry: &Entry) -> Result<()> {
     let (id, instance) = (entry.mandelbox.as_str(), entry.instance.as_str());
     match entry.write {
         Write::Status(status) => {
-            const SQL: &str = "UPDATE cloud.mandelbox_info SET status = $3 WHERE mandelbox_id = $1 \
-                               AND instance_name = $2 AND status = ANY ($4) \
-                               AND ($5::bigint IS NULL OR creation_time_utc_unix_ms = $5)";
+            let sql = format!(
+                "UPDATE cloud.mandelbox_info SET status = $3 WHERE mandelbox_id = $1 AND instance_name = $2 \
+                 AND status = ANY ($4) AND ($5::bigint IS NULL OR creation_time_utc_unix_ms = $5) AND {OWN}"
+            );
             let before: Vec<_> = MandelboxStatus::ALL
                 .iter()
                 .filter(|earlier| **earlier < status)
@@ -81,14 +86,16 @@ pub(crate) async fn deliver(database: &Database, entry: &Entry) -> Result<()> {
                 (&before, Type::TEXT_ARRAY),
                 (&entry.created_ms, Type::INT8),
             ];
-            database.query("writing a mandelbox's status", SQL, parameters).await?;
+            database.query("writing a mandelbox's status", &sql, parameters).await?;
         }
         Write::Remove => {
-            const SQL: &str = "DELETE FROM cloud.mandelbox_info WHERE mandelbox_id = $1 AND instance_name = $2 \
-                               AND ($3::bigint IS NULL OR creation_time_utc_unix_ms = $3)";
+            let sql = format!(
+                "DELETE FROM cloud.mandelbox_info WHERE mandelbox_id = $1 AND instance_name = $2 \
+                 AND ($3::bigint IS NULL OR creation_time_utc_unix_ms = $3) AND {OWN}"
+            );
             let parameters: crate::database::Parameters<'_> =
                 &[(&id, Type::TEXT), (&instance, Type::TEXT), (&entry.created_ms, Type::INT8)];
-            database.query("removing a mandelbox's row", SQL, parameters).await?;
+            database.query("removing a mandelbox's row", &sql, parameters).await?;
         }
     }
     Ok(())

@@ -146,7 +146,7 @@ impl Watch {
                 alarmed = self.alarm.changed() => {
                     // The sender lives in `shared`, so it is never gone.
                     let _ = alarmed;
-                    return Ok(());
+                    return self.rest().await;
                 }
                 () = sleep_until(until) => {
                     if until == self.poll_at {

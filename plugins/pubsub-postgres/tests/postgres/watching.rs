@@ -196,3 +196,26 @@ async fn a_wake_up_reaches_only_the_host_it_concerns() -> Result<()> {
     while others.next().await.unwrap()?.mandelboxes.len() < 21 {}
     Ok(())
 }
+
+#[tokio::test]
+async fn a_hosts_own_changes_notify_nobody_and_its_watches_see_them() -> Result<()> {
+    let stage = Stage::new().await?;
+    let host = stage.host("h")?;
+    let (pubsub, listener) = (stage.connect().await?, stage.connect().await?);
+    stage.row(&host, "a", "ALLOCATED")?;
+    let mut watcher = Watcher::new(&pubsub, &host);
+    let row = watcher.row("a").await?;
+    let mut others = listener.watch(&host).await?;
+    others.next().await.unwrap()?;
+    assert!(matches!(pubsub.claim(&host, &row).await?, Claim::Won(_)));
+    watcher.until_status("a", MandelboxStatus::Connecting).await?;
+    pubsub.set_status(&host, &row.id, MandelboxStatus::Running).await?;
+    watcher.until_status("a", MandelboxStatus::Running).await?;
+    pubsub.remove(&host, &row.id).await?;
+    watcher.until("end of the row", |state| state.mandelboxes.is_empty()).await?;
+    // The first wake-up of the other one is somebody else's change.
+    stage.row(&host, "b", "ALLOCATED")?;
+    let state = others.next().await.unwrap()?;
+    assert_eq!(state.mandelboxes.iter().map(|row| row.id.as_str()).collect::<Vec<_>>(), ["b"]);
+    Ok(())
+}
