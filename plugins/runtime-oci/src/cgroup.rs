@@ -53,7 +53,10 @@ impl Layout {
             match (after.next(), after.nth(1)) {
                 (Some("cgroup2"), _) => unified = unified.or(Some(PathBuf::from(mounted_at))),
                 (Some("cgroup"), Some(options)) => {
-                    let names = options.split(',').filter(|option| CONTROLLERS.contains(option));
+                    // A hierarchy that only has a name, systemd's, limits nothing; some runtimes make groups there too.
+                    let names = options
+                        .split(',')
+                        .filter(|option| CONTROLLERS.contains(option) || option.starts_with("name="));
                     controllers.extend(names.map(|name| (name.to_owned(), PathBuf::from(mounted_at))));
                 }
                 _ => {}
@@ -196,8 +199,9 @@ impl Group {
             if Instant::now() > deadline {
                 return Err(io::Error::other(format!("processes of the group cannot be killed: {left:?}")));
             }
+            // Version 2 beside version 1 may know fewer of them.
             let killed_at_once =
-                self.directories.iter().any(|at| fs::write(at.join("cgroup.kill"), "1").is_ok());
+                self.directories.iter().all(|at| fs::write(at.join("cgroup.kill"), "1").is_ok());
             if !killed_at_once {
                 for pid in left {
                     // One that has gone meanwhile is what is wanted.
@@ -260,7 +264,7 @@ mod tests {
             panic!("it is no version 1");
         };
         let names: Vec<_> = controllers.keys().map(String::as_str).collect();
-        assert_eq!(names, ["cpu", "cpuacct", "memory"]);
+        assert_eq!(names, ["cpu", "cpuacct", "memory", "name=systemd"]);
         assert_eq!(unified.as_deref(), Some(Path::new("/sys/fs/cgroup/unified")));
 
         let v2 = "30 24 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
@@ -271,7 +275,7 @@ mod tests {
     #[test]
     fn a_group_is_in_each_hierarchy_once() {
         let group = Layout::of(HYBRID).unwrap().group(Path::new("/host-service/x"));
-        let expected = ["cpu,cpuacct", "memory", "unified"]
+        let expected = ["cpu,cpuacct", "memory", "systemd", "unified"]
             .map(|name| PathBuf::from(format!("/sys/fs/cgroup/{name}/host-service/x")));
         assert_eq!(group.directories, expected);
         assert_eq!(group.memory, expected[1]);

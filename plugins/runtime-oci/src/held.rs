@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs::File,
     io,
     net::Ipv4Addr,
     os::{
@@ -22,9 +22,9 @@ use host_core::{
     runtime::{Container, ContainerChange, ContainerId, ContainerState, Exit, PortMapping, Result},
 };
 use nix::sys::signal::Signal;
-use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, kill_process_group, pidfd_open, pidfd_send_signal};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Interest, unix::AsyncFd},
     net::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
@@ -224,6 +224,8 @@ impl Link {
 /// What listens to a supervisor until it ends.
 pub(crate) struct Ear {
     held: Arc<Held>,
+    /// Readable once the supervisor has ended; a container that waits for its start keeps the connection open.
+    ended: AsyncFd<OwnedFd>,
     hears: OwnedReadHalf,
     answers: mpsc::Sender<Said>,
     child: Option<Child>,
@@ -234,9 +236,19 @@ pub(crate) async fn connect(held: &Arc<Held>, child: Option<Child>) -> io::Resul
     // Through the directory's descriptor, because a socket's path must be short.
     let directory = File::open(&held.directory)?;
     let path = format!("/proc/self/fd/{}/{}", directory.as_raw_fd(), name::SOCKET);
+    let supervisor = match &child {
+        Some(child) => child.id().and_then(|id| Pid::from_raw(id.cast_signed())),
+        None => place::supervisor(&held.directory)?,
+    };
+    let ended = pidfd_open(supervisor.ok_or(io::ErrorKind::NotFound)?, PidfdFlags::empty())?;
+    #[expect(
+        deprecated,
+        reason = "unsound with what does not own its descriptor only, and the replacement is unsafe"
+    )]
+    let ended = AsyncFd::with_interest(ended, Interest::READABLE)?;
     let (hears, asks) = UnixStream::connect(path).await?.into_split();
     let (answers, answered) = mpsc::channel(1);
-    Ok((Link { asks, answers: answered }, Ear { held: held.clone(), hears, answers, child }))
+    Ok((Link { asks, answers: answered }, Ear { held: held.clone(), ended, hears, answers, child }))
 }
 
 /// Where the supervisor of the container in `directory` will listen.
@@ -250,7 +262,14 @@ impl Ear {
     /// Until the supervisor has ended.
     pub(crate) async fn listen(mut self, hub: Arc<Hub>) {
         let mut lines = BufReader::new(&mut self.hears).lines();
-        while let Ok(Some(line)) = lines.next_line().await {
+        loop {
+            let line = tokio::select! {
+                // What it has said before its end is heard first.
+                biased;
+                line = lines.next_line() => line,
+                _ = self.ended.readable() => break,
+            };
+            let Ok(Some(line)) = line else { break };
             match serde_json::from_str(&line) {
                 Ok(Said::Now(status)) => self.held.learn(status, &hub),
                 Ok(said) => {
@@ -266,9 +285,8 @@ impl Ear {
         if let Some(mut child) = self.child.take() {
             if !matches!(self.held.phase(), Phase::Exited(_)) {
                 // What it has executed is in no control group yet. Until it is waited for, its number is nobody else's.
-                let group = child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()));
-                let _ = group
-                    .map(|group| rustix::process::kill_process_group(group, rustix::process::Signal::KILL));
+                let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+                let _ = group.map(|group| kill_process_group(group, rustix::process::Signal::KILL));
             }
             let _ = child.wait().await;
         }
@@ -289,19 +307,18 @@ impl Ear {
 
 /// Kills the supervisor of the container in `directory`, if it lives, and waits until it is gone. Blocks.
 fn kill_supervisor(directory: &Path) -> io::Result<()> {
-    let pid = fs::read_to_string(directory.join(name::LOCK)).ok().and_then(|text| text.trim().parse().ok());
-    let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) else {
+    let Some(pid) = place::supervisor(directory)? else {
         return Ok(());
     };
     let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else {
         return Ok(());
     };
     // Who holds the lock now has this number, and the handle is of nobody else.
-    if !place::is_supervised(directory)? {
+    if place::supervisor(directory)? != Some(pid) {
         return Ok(());
     }
     // It leads the session that whatever it has executed is in.
-    let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
+    let _ = kill_process_group(pid, rustix::process::Signal::KILL);
     pidfd_send_signal(&handle, rustix::process::Signal::KILL)?;
     let mut ended = [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(&handle), nix::poll::PollFlags::POLLIN)];
     let patience = nix::poll::PollTimeout::try_from(KILLED).unwrap_or(nix::poll::PollTimeout::MAX);

@@ -26,6 +26,10 @@ use std::{
 };
 
 use host_core::runtime::PortMapping;
+use rustix::{
+    fs::FlockOperation,
+    process::{Flock, FlockType, Pid, fcntl_getlk},
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::protocol::Status;
@@ -134,15 +138,22 @@ pub(crate) fn read_status(directory: &Path) -> Status {
     read_json(&directory.join(name::STATUS)).unwrap_or_default()
 }
 
-/// Whether the supervisor of the container in `directory` lives.
-pub(crate) fn is_supervised(directory: &Path) -> io::Result<bool> {
+/// Takes the lock in this process's own name. What it forks has no part in it: a container that waits for its start is
+/// a copy of its supervisor, with all its descriptors, and may outlive it.
+pub(crate) fn hold(lock: &File) -> io::Result<()> {
+    Ok(rustix::fs::fcntl_lock(lock, FlockOperation::NonBlockingLockExclusive)?)
+}
+
+/// The supervisor of the container in `directory`, as long as it lives.
+pub(crate) fn supervisor(directory: &Path) -> io::Result<Option<Pid>> {
     match File::open(directory.join(name::LOCK)) {
-        Ok(lock) => match lock.try_lock_shared() {
-            Ok(()) => Ok(false),
-            Err(fs::TryLockError::WouldBlock) => Ok(true),
-            Err(fs::TryLockError::Error(error)) => Err(error),
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Ok(lock) => Ok(fcntl_getlk(lock, &Flock::from(FlockType::WriteLock))?.and_then(|held| held.pid)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Whether the supervisor of the container in `directory` lives.
+pub(crate) fn is_supervised(directory: &Path) -> io::Result<bool> {
+    Ok(supervisor(directory)?.is_some())
 }

@@ -137,7 +137,8 @@ fn supervise(directory: &Path) -> Result<(), Refusal> {
 /// Held as long as this process lives, with its number inside.
 fn lock() -> Result<File, Refusal> {
     let mut lock = place::create(name::LOCK.as_ref()).map_err(Refusal::of("creating the lock"))?;
-    lock.try_lock().map_err(|error| Refusal::new(Reason::Conflict, format!("taking the lock: {error}")))?;
+    place::hold(&lock)
+        .map_err(|error| Refusal::new(Reason::Conflict, format!("taking the lock: {error}")))?;
     write!(lock, "{}", std::process::id()).map_err(Refusal::of("writing the lock"))?;
     Ok(lock)
 }

@@ -14,7 +14,10 @@ use libcontainer::{
     syscall::syscall::SyscallType,
 };
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::{
+        signal::{Signal, kill},
+        wait::{Id, WaitPidFlag, waitid},
+    },
     unistd::Pid,
 };
 use oci_spec::runtime::Spec;
@@ -155,8 +158,15 @@ fn external(program: &Program, id: &str, ends: Ends) -> Result<Pid, Refusal> {
     }
     program.run(command.arg(id))?;
     let pid = fs::read_to_string(process).ok().and_then(|text| text.trim().parse().ok());
-    pid.map(Pid::from_raw)
-        .ok_or_else(|| Refusal::new(Reason::Internal, format!("{} named no process", program.path.display())))
+    // Whoever is no child of this process's is a stranger, whose end it would never learn.
+    pid.map(Pid::from_raw).filter(|pid| pid.as_raw() > 0 && is_child(*pid)).ok_or_else(|| {
+        Refusal::new(Reason::Internal, format!("{} named no process of its own", program.path.display()))
+    })
+}
+
+fn is_child(process: Pid) -> bool {
+    let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    waitid(Id::Pid(process), look).is_ok()
 }
 
 /// Another runtime's program. Paths are absolute: some go to the bundle before they look at any.
