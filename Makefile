@@ -59,7 +59,7 @@ lint: ## format, clippy, documentation, dependencies, shell scripts; a warning i
 	RUSTDOCFLAGS='--deny warnings' $(CARGO) doc --workspace --no-deps --quiet
 	$(CARGO) fetch --locked --quiet
 	$(CARGO) deny --offline --locked check --hide-inclusion-graph bans licenses sources
-	shellcheck .ci/run scripts/*.sh tests/mandelbox/*.sh tests/src/engine/*.sh
+	shellcheck .ci/run scripts/*.sh tests/mandelbox/*.sh tests/src/*/*.sh
 
 audit: ## known vulnerabilities in dependencies; needs the advisory database, which is on GitHub
 	@scripts/setup.sh lint

@@ -11,28 +11,12 @@
 //! # }
 //! ```
 //!
-//! # Nothing stays behind
+//! An engine's world (see [`crate::world`]) ends with its users. The kernel keeps what no namespace holds, as after any
+//! Docker: modules, and under AppArmor the profile `docker-default`. The ports that containers publish are open in the
+//! world's network, which the thread that asked for the engine is in. Containers have loopback and each other but no
+//! outside.
 //!
-//! An engine's processes run in their own PID, mount and network namespaces, with their data on a tmpfs in there.
-//! When the first process of the namespaces (`world.sh`) ends, the kernel ends all others and drops mounts,
-//! interfaces and packet filter rules, so not even SIGKILL can leave any of these. That process ends with its guard
-//! (`guard.sh`), and the guard waits for a lock on the engine's `lease` file that every user shares: the kernel gives
-//! a user's share back however the user ends. The guard then removes the control groups and the directory, which is
-//! all that there is outside. Should the guard be killed, the next engine to start removes those. The kernel keeps
-//! what no namespace holds, as after any Docker: modules, and under AppArmor the profile `docker-default`.
-//!
-//! Under nextest or cargo, a holder of the shared engine's lease lives as long as the test runner does, so the engine
-//! ends with the test run and not between two tests of it.
-//!
-//! # Its own network
-//!
-//! The ports that containers publish are open inside the engine's network namespace, where nothing else listens. An
-//! `Engine` moves the thread that asked for it in there until it is dropped: sockets that a test opens, and
-//! processes that it starts, such as `host-service`, are in the same network as the containers and need no further
-//! care. So get the engine first, and on the runtime that a plain `#[tokio::test]` gives, which has one thread.
-//! Containers have loopback and each other but no outside.
-//!
-//! Binds may come from anywhere but /run (only /run/udev is there), /etc and /opt, which the engine sees copies of.
+//! Binds may come from anywhere but /run (only /run/udev is there), /etc, /opt and /var/lib, which the engine sees copies of.
 //!
 //! # Another engine, another image
 //!
@@ -42,52 +26,40 @@
 
 mod image;
 mod leftovers;
-mod network;
-mod place;
 
-use std::env;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Child;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
+use async_trait::async_trait;
 use bollard::models::ContainerSummary;
 use bollard::query_parameters::ListContainersOptionsBuilder;
 use bollard::{API_DEFAULT_VERSION, Docker};
 
-pub use self::leftovers::Leftovers;
-use self::network::Visit;
-use self::place::Place;
-use crate::wait::until;
+use crate::{
+    ground::Ground,
+    image::archive,
+    leftovers::Leftovers,
+    wait::until,
+    world::{DEADLINE, Place, World, check_host},
+};
 
-/// How long an engine may take for anything; a loaded machine of two cores needs a tenth of it.
-const DEADLINE: Duration = Duration::from_secs(30);
 const CLEAN_DEADLINE: Duration = Duration::from_secs(10);
 const PING_DEADLINE: Duration = Duration::from_secs(2);
 /// Longer than any request a test makes, shorter than a test runner's patience.
 const REQUEST_SECONDS: u64 = 60;
-const PROGRAMS: [&str; 8] =
-    ["containerd", "dockerd", "flock", "ip", "iptables", "runc", "setpriv", "unshare"];
+const PROGRAMS: [&str; 4] = ["containerd", "dockerd", "iptables", "runc"];
 
 /// A running engine, the calling thread's stay in its network, and a share in its life.
 #[derive(Debug)]
 pub struct Engine {
     docker: Docker,
     socket: PathBuf,
-    _visit: Option<Visit>,
-    own: Option<Own>,
-}
-
-/// What only an engine of the harness has.
-#[derive(Debug)]
-struct Own {
-    place: Option<Place>,
-    /// The guard, if this process started it.
-    guard: Option<Child>,
-    world: u32,
-    scratch: bool,
+    /// Only an engine of the harness has one.
+    world: Option<World>,
 }
 
 impl Engine {
@@ -121,25 +93,18 @@ impl Engine {
     async fn existing(endpoint: &str) -> Result<Self> {
         let socket = endpoint.strip_prefix("unix://").context("HOST_TESTS_DOCKER: not a unix:// endpoint")?;
         let docker = connect(Path::new(socket)).await.with_context(|| format!("no engine at {endpoint}"))?;
-        image::load(&docker, &image::archive()?).await?;
-        Ok(Self { docker, socket: socket.into(), _visit: None, own: None })
+        image::load(&docker, &archive()?).await?;
+        Ok(Self { docker, socket: socket.into(), world: None })
     }
 
     async fn open(place: fn() -> Result<Place>, scratch: bool, arguments: &[&str]) -> Result<Self> {
-        check_host()?;
-        network::check_runtime()?;
-        let place = place()?;
-        let starting = place.lock_start()?;
-        let (docker, guard) = running(&place, arguments).await.with_context(|| place.end_of_log())?;
-        image::load_once(&docker, &image::archive()?, &place.path("loaded")).await?;
-        if !scratch {
-            place.hold_for_runner()?;
-        }
-        drop(starting);
-        let world = fs::read_to_string(place.path("world"))?.trim_end().parse()?;
-        let socket = place.path("docker.sock");
-        let own = Own { place: Some(place), guard, world, scratch };
-        Ok(Self { docker, socket, _visit: Some(Visit::to(world)?), own: Some(own) })
+        check_host(&PROGRAMS)?;
+        let mut world = World::start(place()?, scratch, |place| daemon(place, arguments)).await?;
+        let socket = world.path("docker.sock");
+        let docker = world.until("answer from the engine", async || connect(&socket).await).await?;
+        image::load_once(&docker, &archive()?, &world.path("loaded")).await?;
+        world.settle()?;
+        Ok(Self { docker, socket, world: Some(world) })
     }
 
     /// The engine's socket.
@@ -186,10 +151,9 @@ impl Engine {
     /// # Errors
     /// When the engine does not answer, or has other users.
     pub async fn leftovers(&self) -> Result<Leftovers> {
-        let (own, place) = self.scratch_only()?;
-        let name =
-            place.directory().file_name().and_then(|name| name.to_str()).context("a place without a name")?;
-        Leftovers::find(&self.docker, own.world, name).await
+        let world = self.world.as_ref().filter(|world| world.is_scratch());
+        let world = world.context("a shared engine has other users: use a scratch one")?;
+        leftovers::find(&self.docker, world).await
     }
 
     /// Succeeds once this scratch engine holds nothing that a container has left: containers, volumes, networks,
@@ -257,43 +221,50 @@ impl Engine {
     }
 
     async fn order(&self, order: &str) -> Result<()> {
-        let (_, place) = self.scratch_only()?;
-        let before = place.handled_orders();
-        place.send_order(order)?;
-        let handled = async || (place.handled_orders() > before).then_some(());
-        until(&format!("engine that has obeyed '{order}'"), DEADLINE, handled).await
-    }
-
-    fn scratch_only(&self) -> Result<(&Own, &Place)> {
-        let own = self.own.as_ref().filter(|own| own.scratch);
-        own.and_then(|own| Some((own, own.place.as_ref()?)))
-            .context("a shared engine has other users: use a scratch one")
+        let world = self.world.as_ref().context("a shared engine has other users: use a scratch one")?;
+        world.order(order).await
     }
 }
 
-impl Drop for Own {
-    fn drop(&mut self) {
-        drop(self.place.take());
-        let Some(guard) = self.guard.as_mut().filter(|_| self.scratch) else {
-            return;
-        };
-        let start = Instant::now();
-        while start.elapsed() < DEADLINE && matches!(guard.try_wait(), Ok(None)) {
-            thread::sleep(Duration::from_millis(5));
-        }
+#[async_trait(?Send)]
+impl Ground for Engine {
+    fn settings(&self, _: &str) -> String {
+        format!("[runtime]\nplugin = \"docker\"\n[runtime.docker]\nendpoint = \"{}\"\n", self.endpoint())
+    }
+
+    fn directory(&self) -> PathBuf {
+        self.world.as_ref().map_or_else(env::temp_dir, |world| world.directory().to_owned())
+    }
+
+    async fn containers(&self, instance: &str) -> Result<Vec<String>> {
+        let found = self.containers_with_label(&format!("host-service.instance={instance}")).await?;
+        let names = found.into_iter().map(|container| {
+            let names = container.names.unwrap_or_default();
+            names
+                .first()
+                .map(|name| name.trim_start_matches('/').to_owned())
+                .context("a container without a name")
+        });
+        names.collect()
     }
 }
 
-/// A client of the engine in a place, and its guard if it had to be started.
-async fn running(place: &Place, arguments: &[&str]) -> Result<(Docker, Option<Child>)> {
-    let mut guard = if place.is_guarded()? { None } else { Some(place.start_guard(arguments)?) };
-    let socket = place.path("docker.sock");
-    let answer = until("answer from the engine", DEADLINE, async || {
-        let ended = guard.as_mut().and_then(|guard| guard.try_wait().ok().flatten());
-        if ended.is_some() { Some(None) } else { connect(&socket).await.map(Some) }
-    });
-    let docker = answer.await?.context("the engine ended at once")?;
-    Ok((docker, guard))
+/// How dockerd is started in a place.
+fn daemon(place: &Place, arguments: &[&str]) -> Result<Vec<String>> {
+    let at = |name: &str| place.path(name).display().to_string();
+    fs::write(at("daemon.json"), "{}")?;
+    let group = place.directory().file_name().context("a place without a name")?;
+    let own = [
+        format!("--config-file={}", at("daemon.json")),
+        format!("--data-root={}", at("disk/data")),
+        format!("--exec-root={}", at("disk/exec")),
+        format!("--pidfile={}", at("disk/dockerd.pid")),
+        format!("--host=unix://{}", at("docker.sock")),
+        "--exec-opt=native.cgroupdriver=cgroupfs".to_owned(),
+        format!("--cgroup-parent=/{}", group.display()),
+    ];
+    let arguments = arguments.iter().map(|argument| (*argument).to_owned());
+    Ok(["dockerd".to_owned()].into_iter().chain(own).chain(arguments).collect())
 }
 
 /// A client, if an engine answers at the socket.
@@ -301,15 +272,4 @@ async fn connect(socket: &Path) -> Option<Docker> {
     let docker = Docker::connect_with_unix(socket.to_str()?, REQUEST_SECONDS, API_DEFAULT_VERSION).ok()?;
     tokio::time::timeout(PING_DEADLINE, docker.ping()).await.ok()?.ok()?;
     Some(docker)
-}
-
-fn check_host() -> Result<()> {
-    ensure!(rustix::process::getuid().is_root(), "an engine needs root: run the tests as root");
-    let lacking: Vec<_> = PROGRAMS.into_iter().filter(|program| !is_program(program)).collect();
-    ensure!(lacking.is_empty(), "this host lacks {}: `make setup` installs them", lacking.join(", "));
-    Ok(())
-}
-
-fn is_program(name: &str) -> bool {
-    env::split_paths(&place::search_path()).any(|directory| directory.join(name).is_file())
 }

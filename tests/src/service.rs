@@ -2,10 +2,10 @@
 //!
 //! ```no_run
 //! # async fn example() -> anyhow::Result<()> {
-//! use host_tests::{engine::Engine, service::Service};
+//! use host_tests::{oci::OciHost, service::Service};
 //!
-//! let engine = Engine::shared().await?;
-//! let service = Service::on(&engine).set("drain.deadline=1s").start().await?;
+//! let host = OciHost::scratch().await?;
+//! let service = Service::on(&host).set("drain.deadline=1s").start().await?;
 //! let answer = service.spin_up("m1").await?;
 //! println!("http://127.0.0.1:{}/", answer.port(32262)?);
 //! service.end_cleanly().await
@@ -13,10 +13,11 @@
 //! ```
 
 use std::{
+    env,
     fs::{self, File},
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Output},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
@@ -26,7 +27,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{engine::Engine, wait::until};
+use crate::{
+    ground::Ground,
+    wait::until,
+    world::{Entrance, search_path},
+};
 
 /// From the start of the process to an answer on its admin socket, on a loaded machine.
 const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -43,6 +48,8 @@ pub struct Builder {
     variables: Vec<(String, String)>,
     scratch: TempDir,
     name: String,
+    entrance: Option<Entrance>,
+    archive: Option<PathBuf>,
 }
 
 /// A running service. Dropping it kills the process.
@@ -132,14 +139,27 @@ impl Builder {
 
     fn command(&self, command: &[&str]) -> Result<Command> {
         let file = self.scratch.path().join("config.toml");
-        fs::write(&file, &self.config)?;
-        let mut process = Command::new(binary()?);
+        // A service that is starting must not find it half written.
+        if fs::read_to_string(&file).ok().as_ref() != Some(&self.config) {
+            fs::write(&file, &self.config)?;
+        }
+        let mut process = match &self.entrance {
+            Some(entrance) => entrance.command(binary()?),
+            None => Command::new(binary()?),
+        };
         process.args(command).args(["--profile", self.profile, "--config"]).arg(file);
         for setting in &self.settings {
             process.args(["--set", setting]);
         }
-        process.env_clear().env("PATH", std::env::var("PATH")?).envs(self.variables.iter().cloned());
+        process.env_clear().env("PATH", search_path()).envs(self.variables.iter().cloned());
         Ok(process)
+    }
+
+    fn spawn_command(&self, mut command: Command) -> Result<Child> {
+        Ok(match &self.entrance {
+            Some(entrance) => entrance.spawn(&mut command)?,
+            None => command.spawn()?,
+        })
     }
 
     /// Runs any command of the binary to its end.
@@ -147,7 +167,9 @@ impl Builder {
     /// # Errors
     /// It cannot be started.
     pub fn cli(&self, command: &[&str]) -> Result<Output> {
-        Ok(self.command(command)?.output()?)
+        let mut command = self.command(command)?;
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Ok(self.spawn_command(command)?.wait_with_output()?)
     }
 
     /// Starts `run` and does not wait for it to answer.
@@ -158,7 +180,16 @@ impl Builder {
         let log = File::options().create(true).append(true).open(self.log_path())?;
         let mut command = self.command(&["run"])?;
         command.args(&self.arguments).stdout(log.try_clone()?).stderr(log);
-        Ok(command.spawn()?)
+        self.spawn_command(command)
+    }
+
+    /// Gives it the test images, if it has its own.
+    fn load(&mut self) -> Result<()> {
+        if let Some(archive) = self.archive.take() {
+            let loaded = self.cli(&["image", "load", &archive.display().to_string()])?;
+            ensure!(loaded.status.success(), "no images: {}", String::from_utf8_lossy(&loaded.stderr));
+        }
+        Ok(())
     }
 
     fn log_path(&self) -> PathBuf {
@@ -175,7 +206,8 @@ impl Builder {
     ///
     /// # Errors
     /// It ended, with its log, or does not answer in time.
-    pub async fn start(self) -> Result<Service> {
+    pub async fn start(mut self) -> Result<Service> {
+        self.load()?;
         let mut child = self.spawn()?;
         let answered = until("answer on the admin socket", START_DEADLINE, async || match child.try_wait() {
             Ok(None) => self.status().ok().map(Ok),
@@ -206,16 +238,17 @@ impl Builder {
 }
 
 impl Service {
-    /// A service of profile `localdev` that runs its mandelboxes on `engine`.
+    /// A service of profile `localdev` that runs its mandelboxes on `ground`.
     ///
     /// # Panics
-    /// The machine has no room for a scratch directory.
+    /// The ground has no room for a scratch directory, or the test images cannot be made.
     #[must_use]
-    pub fn on(engine: &Engine) -> Builder {
-        Self::with(&format!(
-            "[runtime]\nplugin = \"docker\"\n[runtime.docker]\nendpoint = \"{}\"\n",
-            engine.endpoint()
-        ))
+    pub fn on(ground: &dyn Ground) -> Builder {
+        let mut builder = Self::within(&ground.directory());
+        builder.config = ground.settings(&builder.name);
+        builder.entrance = ground.entrance();
+        builder.archive = ground.archive().expect("the test images");
+        builder
     }
 
     /// A service of profile `localdev` with this configuration and everything else of its own.
@@ -224,8 +257,13 @@ impl Service {
     /// The machine has no room for a scratch directory.
     #[must_use]
     pub fn with(config: &str) -> Builder {
+        Self::within(&env::temp_dir()).config(config)
+    }
+
+    fn within(directory: &Path) -> Builder {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let scratch = tempfile::Builder::new().prefix("hs").tempdir().expect("a scratch directory");
+        let scratch =
+            tempfile::Builder::new().prefix("hs").tempdir_in(directory).expect("a scratch directory");
         let name = format!("test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let at = |path: &str| scratch.path().join(path).display().to_string();
         let settings = vec![
@@ -239,12 +277,14 @@ impl Service {
         ];
         Builder {
             profile: "localdev",
-            config: config.to_owned(),
+            config: String::new(),
             settings,
             arguments: Vec::new(),
             variables: Vec::new(),
             scratch,
             name,
+            entrance: None,
+            archive: None,
         }
     }
 
@@ -451,7 +491,7 @@ fn client() -> Result<reqwest::Client> {
 
 /// The binary of the same build as this test.
 fn binary() -> Result<PathBuf> {
-    let test = std::env::current_exe()?;
+    let test = env::current_exe()?;
     let directory = test.ancestors().find(|directory| directory.join(".cargo-lock").exists());
     let binary = directory.context("not run from a target directory")?.join("host-service");
     ensure!(binary.exists(), "{} is not built; run `cargo build -p host-service`", binary.display());

@@ -1,4 +1,4 @@
-//! The engine's network namespace, seen from a test.
+//! A world's network namespace, seen from a test.
 
 use std::fs::File;
 use std::io;
@@ -21,8 +21,8 @@ impl Visit {
     /// that it starts, are in there; other threads are not, which is why [`check_runtime`] comes first.
     pub(super) fn to(process: u32) -> Result<Self> {
         let home = File::open("/proc/thread-self/ns/net")?;
-        let there = File::open(format!("/proc/{process}/ns/net")).context("the engine has ended")?;
-        enter(&there).context("cannot enter the engine's network")?;
+        let there = File::open(format!("/proc/{process}/ns/net")).context("the world has ended")?;
+        enter(&there).context("cannot enter the world's network")?;
         Ok(Self { home, thread: thread::current().id() })
     }
 }
@@ -39,10 +39,7 @@ impl Drop for Visit {
 /// Fails on a runtime with threads that could not follow the caller into a network.
 pub(super) fn check_runtime() -> Result<()> {
     let alone = matches!(Handle::current().runtime_flavor(), RuntimeFlavor::CurrentThread);
-    ensure!(
-        alone,
-        "an engine has its own network, which only one thread can enter: use plain #[tokio::test]"
-    );
+    ensure!(alone, "a world has its own network, which only one thread can enter: use plain #[tokio::test]");
     Ok(())
 }
 

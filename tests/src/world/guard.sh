@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Keeps one engine while anybody holds its lease, then leaves nothing of it: guard.sh DIRECTORY [DOCKERD_ARG…]
+# Keeps one world while anybody holds its lease, then leaves nothing of it: guard.sh DIRECTORY [DAEMON_COMMAND…]
 #
-# The engine's processes live in namespaces that end with their first process, world.sh, and so do its mounts,
+# The world's processes live in namespaces that end with their first process, world.sh, and so do its mounts,
 # interfaces and packet filter rules. What remains for this script to remove are control groups and the directory.
 # Should this script be killed, the kernel kills world.sh, and the next guard removes the rest.
 #
@@ -11,7 +11,7 @@ set -euo pipefail
 directory=$1
 shift
 
-# Removes the control groups and the directory of an engine that has ended.
+# Removes the control groups and the directory of a world that has ended.
 bury() {
     local directory=$1 group
     for group in /sys/fs/cgroup/"${directory##*/}" /sys/fs/cgroup/*/"${directory##*/}"; do

@@ -1,4 +1,4 @@
-//! Where an engine lives and whose it is: a directory with a `lease` that its users share.
+//! Where a world lies and whose it is: a directory with a `lease` that its users share.
 
 use std::env;
 use std::ffi::OsString;
@@ -13,24 +13,24 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, ensure};
 
-/// containerd's sockets lie up to 60 bytes below the directory, and a socket's path has at most 107.
+/// Sockets of containerd and of services lie up to 60 bytes below the directory, and a socket's path has at most 107.
 const MAX_PATH_BYTES: usize = 45;
 
-/// A directory, and the lock that keeps it and its engine alive for as long as this value lives.
+/// A directory, and the lock that keeps it and its world alive for as long as this value lives.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     directory: PathBuf,
     lease: File,
 }
 
 impl Place {
     /// The one place of this checkout.
-    pub(super) fn shared() -> Result<Self> {
+    pub(crate) fn shared() -> Result<Self> {
         Self::enter(directory(&checkout()))
     }
 
     /// A place of its own.
-    pub(super) fn scratch() -> Result<Self> {
+    pub(crate) fn scratch() -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         Self::enter(directory(&format!("{}-{count}", process::id())))
@@ -41,15 +41,15 @@ impl Place {
         Ok(Self { directory, lease })
     }
 
-    pub(super) fn directory(&self) -> &Path {
+    pub(crate) fn directory(&self) -> &Path {
         &self.directory
     }
 
-    pub(super) fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
 
-    /// Whether a guard, and with it an engine, lives here.
+    /// Whether a guard, and with it a world, lives here.
     pub(super) fn is_guarded(&self) -> io::Result<bool> {
         let guard = OpenOptions::new().create(true).append(true).open(self.path("guard"))?;
         Ok(guard.try_lock().is_err())
@@ -63,7 +63,7 @@ impl Place {
     }
 
     /// Lets the place live as long as the test runner, because a runner that starts a process for each test would
-    /// otherwise let the engine go between two of them.
+    /// otherwise let the world go between two of them.
     pub(super) fn hold_for_runner(&self) -> io::Result<()> {
         let Some(runner) = runner() else { return Ok(()) };
         let mark =
@@ -81,18 +81,18 @@ impl Place {
             .map(drop)
     }
 
-    /// Starts a guard, which starts an engine, over whatever a killed guard has left.
-    pub(super) fn start_guard(&self, arguments: &[&str]) -> Result<Child> {
-        self.clear()?;
+    /// Starts a guard, which starts a world, and a daemon in it if there is a command for one.
+    pub(super) fn start_guard(&self, daemon: &[String]) -> Result<Child> {
         fs::write(self.path("guard.sh"), include_str!("guard.sh"))?;
         fs::write(self.path("world.sh"), include_str!("world.sh"))?;
         let mut guard = detached("bash");
-        guard.arg(self.path("guard.sh")).arg(self.directory()).args(arguments);
-        guard.stderr(File::create(self.path("dockerd.log"))?);
-        guard.env_clear().env("PATH", search_path()).spawn().context("cannot start an engine's guard")
+        guard.arg(self.path("guard.sh")).arg(self.directory()).args(daemon);
+        guard.stderr(File::create(self.path("log"))?);
+        guard.env_clear().env("PATH", search_path()).spawn().context("cannot start a world's guard")
     }
 
-    fn clear(&self) -> io::Result<()> {
+    /// Removes whatever a killed guard has left.
+    pub(super) fn clear(&self) -> io::Result<()> {
         for entry in fs::read_dir(&self.directory)? {
             let entry = entry?;
             if ["lease", "guard", "start"].iter().any(|kept| entry.file_name() == *kept) {
@@ -106,12 +106,12 @@ impl Place {
         Ok(())
     }
 
-    /// The last lines that dockerd, or what starts it, wrote.
+    /// The last lines that the daemon, or what starts it, wrote.
     pub(super) fn end_of_log(&self) -> String {
-        let log = fs::read_to_string(self.path("dockerd.log")).unwrap_or_default();
+        let log = fs::read_to_string(self.path("log")).unwrap_or_default();
         let lines: Vec<_> = log.lines().collect();
         let end = &lines[lines.len().saturating_sub(10)..];
-        format!("the engine's log ends with:\n{}", end.join("\n"))
+        format!("its log ends with:\n{}", end.join("\n"))
     }
 
     /// Writes a line to `world.sh`.
@@ -129,7 +129,7 @@ impl Place {
 }
 
 /// `PATH`, and the directories of system programs, which not every user's has.
-pub(super) fn search_path() -> OsString {
+pub(crate) fn search_path() -> OsString {
     let mut path = env::var_os("PATH").unwrap_or_default();
     path.push(":/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin");
     path

@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# The first process of an engine's own namespaces: world.sh DIRECTORY [DOCKERD_ARG…]
+# The first process of a world's own namespaces: world.sh DIRECTORY [DAEMON_COMMAND…]
 #
-# Hides every place outside DIRECTORY that dockerd and containerd write to, starts dockerd, and obeys the lines that
-# arrive in the `control` pipe: start, stop, kill, freeze, thaw. `handled` counts the lines it is done with.
+# Hides every place outside DIRECTORY that engines write to, starts the daemon if there is one, and obeys the lines that
+# arrive in the `control` pipe: start, stop, kill, freeze, thaw. `handled` counts the lines it is done with; it is there
+# as soon as the world is made.
 set -euo pipefail
 
 directory=$1
 shift
 disk=$directory/disk
-dockerd=
+daemon=
+handled=0
 
 # Makes a directory look as before while writes to it go nowhere.
 make_ephemeral() {
@@ -28,15 +30,18 @@ empty_run() {
 }
 
 start() {
-    dockerd --config-file "$disk/daemon.json" --data-root "$disk/data" --exec-root "$disk/exec" \
-        --pidfile "$disk/dockerd.pid" --host "unix://$directory/docker.sock" \
-        --exec-opt native.cgroupdriver=cgroupfs --cgroup-parent "/${directory##*/}" \
-        "$@" </dev/null >>"$directory/dockerd.log" 2>&1 3<&- &
-    dockerd=$!
+    "$@" </dev/null >>"$directory/log" 2>&1 3<&- &
+    daemon=$!
 }
 
 finish() {
-    if kill -s "$1" "$dockerd"; then wait "$dockerd" || true; fi
+    if kill -s "$1" "$daemon"; then wait "$daemon" || true; fi
+}
+
+# Nobody finds the file half written.
+tell_handled() {
+    echo "$handled" >"$directory/handled.new"
+    mv "$directory/handled.new" "$directory/handled"
 }
 
 # The first process of a PID namespace sees its own number outside only through the old /proc.
@@ -45,27 +50,26 @@ echo "$own_pid" >"$directory/world"
 
 mount -n -t proc proc /proc
 mkdir "$disk"
-mount -n -t tmpfs -o mode=711 engine "$disk"
+mount -n -t tmpfs -o mode=711 disk "$disk"
 make_ephemeral /etc
 make_ephemeral /opt
+make_ephemeral /var/lib
 empty_run
 ip link set lo up
-echo '{}' >"$disk/daemon.json"
 export XTABLES_LOCKFILE=$disk/xtables.lock TMPDIR=$disk
 
 mkfifo "$directory/control"
 exec 3<>"$directory/control"
-start "$@"
-handled=0
+if [[ $# -gt 0 ]]; then start "$@"; fi
+tell_handled
 while read -r order <&3; do
     case $order in
         start) start "$@" ;;
         stop) finish TERM ;;
         kill) finish KILL ;;
-        freeze) kill -STOP "$dockerd" ;;
-        thaw) kill -CONT "$dockerd" ;;
+        freeze) kill -STOP "$daemon" ;;
+        thaw) kill -CONT "$daemon" ;;
     esac
     handled=$((handled + 1))
-    echo "$handled" >"$directory/handled.new"
-    mv "$directory/handled.new" "$directory/handled"
+    tell_handled
 done

@@ -1,0 +1,247 @@
+//! Hosts without an engine, for services that run their containers themselves, each in a world of its own.
+//!
+//! ```no_run
+//! # async fn example() -> anyhow::Result<()> {
+//! use host_tests::{oci::OciHost, service::Service};
+//!
+//! let host = OciHost::scratch().await?;
+//! let service = Service::on(&host).start().await?;
+//! service.spin_up("m1").await?;
+//! service.end_cleanly().await?;
+//! host.assert_untouched().await
+//! # }
+//! ```
+//!
+//! Services, their supervisors and the containers are all in the world (see [`crate::world`]), so they end with the test
+//! whatever becomes of it. What is seen of them is seen from outside, with the kernel's means: the plugin is not asked.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use async_trait::async_trait;
+use rustix::process::{Pid, Signal, kill_process};
+use serde::Deserialize;
+
+use crate::{
+    ground::Ground,
+    image::archive,
+    leftovers::{Leftovers, control_groups, entries, groups_at, interfaces, mounts, processes},
+    wait::until,
+    world::{Entrance, World, check_host},
+};
+
+const CLEAN_DEADLINE: Duration = Duration::from_secs(10);
+const LABEL: &str = "host-service.instance";
+/// The first process of the world.
+const FIRST: &str = "bash";
+
+/// A host without an engine.
+#[derive(Debug)]
+pub struct OciHost {
+    entrance: Entrance,
+    binary: Option<&'static str>,
+    /// What there was before any service.
+    before: Vec<String>,
+    world: World,
+}
+
+/// A container, as its directory describes it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Container {
+    /// Its name.
+    pub name: String,
+    labels: BTreeMap<String, String>,
+    cgroup: PathBuf,
+    #[serde(skip)]
+    directory: PathBuf,
+}
+
+impl OciHost {
+    /// A fresh host for one test. Dropping it returns when nothing of it is left.
+    ///
+    /// # Errors
+    /// What this machine lacks, with the remedy, or why the world does not come up.
+    pub async fn scratch() -> Result<Self> {
+        Self::with(None).await
+    }
+
+    /// The same with an OCI runtime of its own instead of the embedded one.
+    ///
+    /// # Errors
+    /// As [`OciHost::scratch`].
+    pub async fn with_binary(binary: &'static str) -> Result<Self> {
+        check_host(&[binary])?;
+        Self::with(Some(binary)).await
+    }
+
+    async fn with(binary: Option<&'static str>) -> Result<Self> {
+        check_host(&["nft"])?;
+        let world = World::scratch().await?;
+        let mut host = Self { entrance: world.entrance()?, binary, before: Vec::new(), world };
+        host.before = host.traces()?;
+        Ok(host)
+    }
+
+    /// The containers of a service.
+    ///
+    /// # Errors
+    /// One cannot be understood.
+    pub fn containers_of(&self, instance: &str) -> Result<Vec<Container>> {
+        let mut found = self.all_in(&self.seen(&self.root(instance).join("containers")))?;
+        found.retain(|container| container.labels.get(LABEL).is_some_and(|label| label == instance));
+        Ok(found)
+    }
+
+    fn all_in(&self, containers: &Path) -> Result<Vec<Container>> {
+        let read = |directory: PathBuf| {
+            // One that is being made or removed has none.
+            let text = fs::read(directory.join("container.json")).ok()?;
+            let container = serde_json::from_slice(&text).map(|seen| Container { directory, ..seen });
+            Some(container.context("a container's description"))
+        };
+        entries(containers).into_iter().filter_map(read).collect()
+    }
+
+    /// Kills the supervisor of a container, as nothing in the product does.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn kill_supervisor(&self, container: &Container) -> Result<()> {
+        // The number is one of the world's.
+        let number = fs::read_to_string(container.directory.join("lock"))?;
+        let mut kill = self.entrance.command("bash");
+        let killed = self.entrance.output(kill.args(["-c", "kill -KILL \"$0\"", number.trim()]))?;
+        ensure!(killed.status.success(), "{}", String::from_utf8_lossy(&killed.stderr));
+        Ok(())
+    }
+
+    /// What changed on the host since it was made, images aside.
+    ///
+    /// # Errors
+    /// It cannot be looked at.
+    pub fn leftovers(&self) -> Result<Leftovers> {
+        let mut left = self.traces()?;
+        left.retain(|trace| !self.before.contains(trace));
+        Ok(Leftovers(left))
+    }
+
+    /// Succeeds once the host is as it was before any service: no container, process, mount, interface, route, packet
+    /// filter rule or control group more.
+    ///
+    /// # Errors
+    /// When something is still there after ten seconds; it is named.
+    pub async fn assert_untouched(&self) -> Result<()> {
+        let clean = async || self.leftovers().is_ok_and(|left| left.is_empty()).then_some(());
+        match until("clean host", CLEAN_DEADLINE, clean).await {
+            Ok(()) => Ok(()),
+            Err(_) => bail!("left on the host: {}", self.leftovers()?),
+        }
+    }
+
+    fn traces(&self) -> Result<Vec<String>> {
+        let first = self.world.first();
+        let mut found = self.files();
+        found.extend(processes(first, &[FIRST]));
+        found.extend(mounts(first));
+        found.extend(interfaces(first));
+        found.extend(control_groups(&self.world.name()));
+        // This thread is in the host's network.
+        for list in ["nft list ruleset", "ip route show table all", "ip rule"] {
+            found.extend(lines(list)?);
+        }
+        let forwarding = fs::read_to_string("/proc/sys/net/ipv4/ip_forward")?;
+        found.push(format!("forwarding {}", forwarding.trim_end()));
+        Ok(found)
+    }
+
+    /// What containers have on disk, in every service's root.
+    fn files(&self) -> Vec<String> {
+        let roots = entries(self.seen(&self.world.disk().join("oci")));
+        let kept =
+            roots.iter().flat_map(|root| ["containers", "network", "trash"].map(|name| root.join(name)));
+        kept.flat_map(entries).map(|path| format!("file {}", path.display())).collect()
+    }
+
+    /// `runtime.oci.root` of a service, as the service sees it.
+    #[must_use]
+    pub fn root(&self, instance: &str) -> PathBuf {
+        self.world.disk().join("oci").join(instance)
+    }
+
+    fn seen(&self, path: &Path) -> PathBuf {
+        self.world.seen_outside(path)
+    }
+}
+
+impl Container {
+    /// The processes in its control group.
+    #[must_use]
+    pub fn processes(&self) -> Vec<u32> {
+        let group = self.cgroup.strip_prefix("/").unwrap_or(&self.cgroup).display().to_string();
+        let lists = groups_at(&group).into_iter().map(|path| fs::read_to_string(path.join("cgroup.procs")));
+        let mut all: Vec<u32> = lists
+            .flat_map(|list| {
+                list.unwrap_or_default().lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()
+            })
+            .collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// Kills the first of its processes, as an administrator may.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn kill(&self) -> Result<()> {
+        let first = self.processes().into_iter().next().context("no process")?;
+        Ok(kill_process(Pid::from_raw(i32::try_from(first)?).context("a process id")?, Signal::KILL)?)
+    }
+}
+
+fn lines(command: &str) -> Result<Vec<String>> {
+    let mut words = command.split(' ');
+    let output = Command::new(words.next().unwrap_or_default()).args(words).output()?;
+    ensure!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .map(|line| format!("{command}: {}", line.trim()))
+        .collect())
+}
+
+#[async_trait(?Send)]
+impl Ground for OciHost {
+    fn settings(&self, instance: &str) -> String {
+        let group = format!("/{}/{instance}", self.world.name());
+        let mut settings = format!(
+            "[runtime]\nplugin = \"oci\"\n[runtime.oci]\nroot = \"{}\"\ncgroup_parent = \"{group}\"\n",
+            self.root(instance).display()
+        );
+        if let Some(binary) = self.binary {
+            settings.push_str(&format!("binary = \"{binary}\"\n"));
+        }
+        settings
+    }
+
+    fn directory(&self) -> PathBuf {
+        self.world.directory().to_owned()
+    }
+
+    fn entrance(&self) -> Option<Entrance> {
+        Some(self.entrance.clone())
+    }
+
+    fn archive(&self) -> Result<Option<PathBuf>> {
+        archive().map(Some)
+    }
+
+    async fn containers(&self, instance: &str) -> Result<Vec<String>> {
+        Ok(self.containers_of(instance)?.into_iter().map(|container| container.name).collect())
+    }
+}
