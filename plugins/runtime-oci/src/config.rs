@@ -10,6 +10,8 @@ use serde::Deserialize;
 pub struct Config {
     /// Where images and containers are kept: a file system that overlayfs takes, with room for both.
     pub root: PathBuf,
+    /// Where containers' small files are, best in memory; by default in `paths.state`.
+    pub state: Option<PathBuf>,
     /// An OCI runtime to use instead of the one inside: `crun`, `runc`, `runsc`, …, by path or found in `PATH`.
     pub binary: Option<PathBuf>,
     /// The control group that the containers' own lie in, from the root of each hierarchy.
@@ -28,6 +30,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             root: "/var/lib/host-service/oci".into(),
+            state: None,
             binary: None,
             cgroup_parent: "/host-service".into(),
             log_bytes: 10 << 20,

@@ -35,9 +35,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    cgroup::Group,
+    cgroup::{Group, Layout},
     events::Hub,
-    place::{self, Description, name},
+    place::{self, Description, Root, name},
     protocol::{Asked, Phase, Said, Status},
 };
 
@@ -52,6 +52,8 @@ pub(crate) struct Held {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) ports: Vec<PortMapping>,
     pub(crate) directory: PathBuf,
+    /// What it has on disk.
+    pub(crate) disk: PathBuf,
     pub(crate) cgroup: PathBuf,
     pub(crate) group: Group,
     pub(crate) terminal: bool,
@@ -77,16 +79,17 @@ pub(crate) struct View {
 }
 
 impl Held {
-    pub(crate) fn new(id: ContainerId, directory: PathBuf, group: Group, description: Description) -> Self {
+    pub(crate) fn new(id: ContainerId, root: &Root, layout: &Layout, description: Description) -> Self {
         let Description { name, labels, address, ports, cgroup, terminal, stop_signal } = description;
         Self {
+            directory: root.container(&id.0),
+            disk: root.disk(&id.0),
+            group: layout.group(&cgroup),
             id,
             name,
             labels,
             ports,
-            directory,
             cgroup,
-            group,
             terminal,
             address: address.map(OnceLock::from).unwrap_or_default(),
             stop_signal: stop_signal.map(OnceLock::from).unwrap_or_default(),

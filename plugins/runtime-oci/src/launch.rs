@@ -46,6 +46,7 @@ impl Containers {
             user: bundle::image_user(&unpacked.config).to_owned(),
             images: self.root.images(),
             layers: unpacked.layers,
+            disk: held.disk.clone(),
             cgroup: held.cgroup.clone(),
             binary: self.config.binary.clone(),
             shared_mounts: spec.mounts.iter().any(|mount| mount.propagation == Propagation::Shared),
@@ -86,11 +87,12 @@ impl Containers {
         make(directory, 0o700).map_err(furnishing())?;
         // First of all, so that what a crash leaves can be told apart and taken down.
         place::write_json(&directory.join(name::CONTAINER), &held.description()).map_err(furnishing())?;
-        for inner in [name::ETC, name::BUNDLE, name::ROOTFS, name::WORK] {
+        for inner in [name::ETC, name::BUNDLE, name::ROOTFS] {
             make(&directory.join(inner), 0o700).map_err(furnishing())?;
         }
+        make(&held.disk.join(name::WORK), 0o700).map_err(furnishing())?;
         // It is the container's root directory, seen from inside.
-        make(&directory.join(name::UPPER), 0o755).map_err(furnishing())?;
+        make(&held.disk.join(name::UPPER), 0o755).map_err(furnishing())?;
         let hostname = hostname(held);
         let (hosts, resolv_conf) = match network {
             Network::Bridge => (

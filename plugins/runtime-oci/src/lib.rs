@@ -14,6 +14,7 @@
 //! either the kernel's to take back (mounts, network namespaces, sockets) or found by the directory's name (control
 //! groups, layers in use, published ports).
 
+mod binary;
 mod bundle;
 mod cgroup;
 mod config;
@@ -57,7 +58,8 @@ use runtime::{Containers, Table, failed};
 
 /// The plugin `oci`.
 pub fn plugin() -> Plugin<dyn Runtime> {
-    Plugin::new("oci", |config: Config, context| async move {
+    Plugin::new("oci", |mut config: Config, context| async move {
+        config.state.get_or_insert_with(|| context.state_dir.join("oci"));
         let runtime: Arc<dyn Runtime> = match context.role {
             Role::Service => {
                 let program =
@@ -87,8 +89,8 @@ impl OciRuntime {
     /// # Errors
     /// `Denied` without root's rights, `Conflict` when another service owns them, `Unavailable` when this host lacks
     /// something.
-    pub async fn open(config: Config, program: Program) -> Result<Self> {
-        let (info, root, store) = ground(&config).await?;
+    pub async fn open(mut config: Config, program: Program) -> Result<Self> {
+        let (info, root, store) = ground(&mut config).await?;
         let lock = place::create(&root.lock()).map_err(failed("the runtime's lock cannot be made"))?;
         lock.try_lock().map_err(|_| {
             let text = format!(
@@ -129,8 +131,8 @@ impl OciRuntime {
     ///
     /// # Errors
     /// As [`OciRuntime::open`].
-    pub async fn look(config: Config) -> Result<Self> {
-        let (info, root, store) = ground(&config).await?;
+    pub async fn look(mut config: Config) -> Result<Self> {
+        let (info, root, store) = ground(&mut config).await?;
         Ok(Self { info, config, root, store, containers: None })
     }
 
@@ -155,47 +157,27 @@ impl Drop for OciRuntime {
     }
 }
 
+/// The release that `Cargo.toml` asks for.
+const LIBCONTAINER: &str = "0.7";
+
 /// What both ways of opening need.
-async fn ground(config: &Config) -> Result<(RuntimeInfo, Root, Store)> {
+async fn ground(config: &mut Config) -> Result<(RuntimeInfo, Root, Store)> {
     if !rustix::process::geteuid().is_root() {
         let text = "containers without a daemon need root's rights: use sudo, or a rootless engine by runtime.plugin = \"docker\"";
         return Err(PluginError::new(ErrorKind::Denied, text));
     }
+    config.binary = config.binary.take().map(|binary| binary::find(&binary)).transpose()?;
     let opening = failed(format!(
         "{} cannot be used; set runtime.oci.root to another directory",
         config.root.display()
     ));
-    let root = Root::open(&config.root).map_err(opening)?;
+    let root = Root::open(&config.root, config.state.as_ref().unwrap_or(&config.root)).map_err(opening)?;
     let store = Store::open(root.images(), config.images.clone()).await?;
-    Ok((info(config.binary.as_deref()).await?, root, store))
-}
-
-async fn info(binary: Option<&Path>) -> Result<RuntimeInfo> {
-    let version = match binary {
+    let version = match &config.binary {
         None => format!("libcontainer {LIBCONTAINER}"),
-        Some(binary) => version(binary).await?,
+        Some(binary) => binary::version(binary).await?,
     };
-    Ok(RuntimeInfo { name: "oci".to_owned(), version, api_version: None })
-}
-
-/// The release that `Cargo.toml` asks for.
-const LIBCONTAINER: &str = "0.7";
-/// A runtime's program says its version at once.
-const VERSION: Duration = Duration::from_secs(5);
-
-async fn version(binary: &Path) -> Result<String> {
-    let asked = tokio::process::Command::new(binary).arg("--version").kill_on_drop(true).output();
-    let unusable = || format!("{} cannot be used; see runtime.oci.binary", binary.display());
-    let output = tokio::time::timeout(VERSION, asked)
-        .await
-        .map_err(|_| PluginError::new(ErrorKind::Timeout, unusable()))?
-        .map_err(|error| PluginError::new(ErrorKind::Unavailable, unusable()).with_source(error))?;
-    if !output.status.success() {
-        let text = format!("{}: --version ended with {}", unusable(), output.status);
-        return Err(PluginError::new(ErrorKind::Unavailable, text));
-    }
-    let text = String::from_utf8_lossy(&output.stdout);
-    Ok(text.lines().next().unwrap_or_default().to_owned())
+    Ok((RuntimeInfo { name: "oci".to_owned(), version, api_version: None }, root, store))
 }
 
 /// What tells this root's parts of the host from those of another.
@@ -289,12 +271,12 @@ impl Runtime for OciRuntime {
         let (directory, view) = match &self.containers {
             Some(containers) => {
                 let held = containers.table.find(container).ok_or_else(|| runtime::absent(container))?;
-                (held.directory.clone(), Some(held.view()))
+                (held.disk.clone(), Some(held.view()))
             }
             None => {
                 let seen = self.looked()?.into_iter().find(|seen| is(seen, container));
                 let id = seen.ok_or_else(|| runtime::absent(container))?.id;
-                (self.root.container(&id.0), None)
+                (self.root.disk(&id.0), None)
             }
         };
         logs::read(&directory, options, view).await

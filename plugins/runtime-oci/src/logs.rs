@@ -58,13 +58,16 @@ impl Reader {
             Some(view) => Some(Follow { changes: changes(&directory)?, view }),
             None => None,
         };
-        let (mut older, mut newer) =
-            (opened(&directory.join(name::OLDER_LOG)).await?, opened(&directory.join(name::LOG)).await?);
+        // In this order: a newer one that is put aside meanwhile is found twice, and none is missed.
+        let mut newer = opened(&directory.join(name::LOG)).await?;
+        let mut older = opened(&directory.join(name::OLDER_LOG)).await?;
+        if let (Some(one), Some(other)) = (&older, &newer)
+            && one.metadata().await?.ino() == other.metadata().await?.ino()
+        {
+            newer = None;
+        }
         if let Some(lines) = options.tail {
-            let mut wanted = u64::from(lines);
-            for file in [&mut newer, &mut older].into_iter().flatten() {
-                wanted -= seek_back(file, wanted).await?;
-            }
+            seek_back_both(older.as_mut(), newer.as_mut(), lines.into()).await?;
         }
         let (file, newer) = if older.is_some() { (older, newer) } else { (newer, None) };
         Ok(Self { directory, newer, file, follow })
@@ -80,7 +83,8 @@ impl Reader {
             if let Some(newer) = self.newer.take() {
                 self.file = Some(newer);
             } else if let Some(newer) = self.rotated().await? {
-                self.file = Some(newer);
+                // The one at hand may have grown until it was put aside.
+                self.newer = Some(newer);
             } else if over {
                 return Ok(None);
             } else if let Some(follow) = &mut self.follow {
@@ -139,6 +143,30 @@ fn changes(directory: &Path) -> io::Result<EventStream<[u8; 1024]>> {
     inotify.into_event_stream([0; 1024])
 }
 
+/// Goes to where the last `lines` lines of both files together begin.
+async fn seek_back_both(older: Option<&mut File>, newer: Option<&mut File>, lines: u64) -> io::Result<()> {
+    let mut wanted = lines;
+    let mut begun = false;
+    if let Some(newer) = newer {
+        wanted -= seek_back(newer, lines).await?;
+        begun = lines > 0 && newer.stream_position().await? == 0 && newer.metadata().await?.len() > 0;
+    }
+    if let Some(older) = older {
+        // Its last line may go on in the newer file, where it was counted.
+        wanted += u64::from(begun && !ends_with_a_line(older).await?);
+        seek_back(older, wanted).await?;
+    }
+    Ok(())
+}
+
+async fn ends_with_a_line(file: &mut File) -> io::Result<bool> {
+    if file.metadata().await?.len() == 0 {
+        return Ok(true);
+    }
+    file.seek(SeekFrom::End(-1)).await?;
+    Ok(file.read_u8().await? == b'\n')
+}
+
 /// Goes to where the last `lines` lines begin; how many of them there are.
 async fn seek_back(file: &mut File, lines: u64) -> io::Result<u64> {
     let length = file.metadata().await?.len();
@@ -194,6 +222,13 @@ mod tests {
             (99, "1\n2\n3\n4\n5\n6\n"),
         ] {
             assert_eq!(tail(older, newer, lines).await, expected, "{lines} lines");
+        }
+        for (lines, expected) in [(0, ""), (1, "4\n"), (2, "3cont\n4\n"), (3, "2\n3cont\n4\n")] {
+            assert_eq!(
+                tail("1\n2\n3", "cont\n4\n", lines).await,
+                expected,
+                "{lines} lines, one in both files"
+            );
         }
         assert_eq!(tail("", "a\nunfinished", 1).await, "unfinished");
         assert_eq!(tail("", "", 5).await, "");

@@ -1,24 +1,30 @@
 //! Where things lie on disk.
 //!
 //! ```text
-//! <root>/                     0700
+//! <root>/                     0700; on disk
 //!   lock                      held by the service
 //!   images/                   the image store
 //!   network/                  what the networks must not forget
+//!   containers/<id>/
+//!     log, log.1              its output
+//!     rw/{upper,work}         what it changed of its image
+//!   trash/                    removed, and not deleted yet
+//!
+//! <state>/                    0700; in memory, if it can be: making files is what costs most on a disk
 //!   containers/<id>/
 //!     container.json          what it is; no secrets
 //!     status.json             how it is, as its supervisor last saw it
 //!     lock                    held by its supervisor as long as that lives
 //!     control.sock            where its supervisor listens
-//!     log, log.1              its output
 //!     supervisor.log          what the supervisor said of itself: nothing, usually
 //!     etc/                    hosts, hostname, resolv.conf
-//!     rw/{upper,work}         what it changed of its image
 //!     bundle/, rootfs/        mount points, in use in the supervisor's mount namespace only
-//!   trash/                    removed, and not deleted yet
 //! ```
+//!
+//! Both may be the same directory.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs::{self, DirBuilder, File},
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
@@ -34,7 +40,9 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::protocol::Status;
 
-/// Within a container's directory.
+const CONTAINERS: &str = "containers";
+
+/// Within a container's directories.
 pub(crate) mod name {
     pub(crate) const CONTAINER: &str = "container.json";
     pub(crate) const STATUS: &str = "status.json";
@@ -50,48 +58,67 @@ pub(crate) mod name {
     pub(crate) const ROOTFS: &str = "rootfs";
 }
 
-/// The runtime's root.
+/// The runtime's root, and its state.
 #[derive(Debug, Clone)]
-pub(crate) struct Root(PathBuf);
+pub(crate) struct Root {
+    disk: PathBuf,
+    state: PathBuf,
+}
 
 impl Root {
     /// Makes what is missing.
-    pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        let root = Self(path.to_owned());
-        make_all(path)?;
-        for directory in [root.containers(), root.trash(), root.network()] {
+    pub(crate) fn open(disk: &Path, state: &Path) -> io::Result<Self> {
+        make_all(disk)?;
+        make_all(state)?;
+        // A path through links would name two roots.
+        let root = Self { disk: disk.canonicalize()?, state: state.canonicalize()? };
+        for directory in
+            [root.disk.join(CONTAINERS), root.state.join(CONTAINERS), root.trash(), root.network()]
+        {
             make_all(&directory)?;
         }
-        // A path through links would name two roots.
-        path.canonicalize().map(Self)
+        Ok(root)
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.0
+        &self.disk
     }
 
     pub(crate) fn lock(&self) -> PathBuf {
-        self.0.join(name::LOCK)
+        self.disk.join(name::LOCK)
     }
 
     pub(crate) fn images(&self) -> PathBuf {
-        self.0.join("images")
+        self.disk.join("images")
     }
 
     pub(crate) fn network(&self) -> PathBuf {
-        self.0.join("network")
+        self.disk.join("network")
     }
 
-    pub(crate) fn containers(&self) -> PathBuf {
-        self.0.join("containers")
-    }
-
+    /// A container's directory.
     pub(crate) fn container(&self, id: &str) -> PathBuf {
-        self.containers().join(id)
+        self.state.join(CONTAINERS).join(id)
+    }
+
+    /// What a container has on disk.
+    pub(crate) fn disk(&self, id: &str) -> PathBuf {
+        self.disk.join(CONTAINERS).join(id)
+    }
+
+    /// Every container that there is anything of.
+    pub(crate) fn ids(&self) -> io::Result<BTreeSet<String>> {
+        let mut ids = BTreeSet::new();
+        for directory in [&self.disk, &self.state] {
+            for entry in fs::read_dir(directory.join(CONTAINERS))? {
+                ids.extend(entry?.file_name().into_string());
+            }
+        }
+        Ok(ids)
     }
 
     pub(crate) fn trash(&self) -> PathBuf {
-        self.0.join("trash")
+        self.disk.join("trash")
     }
 }
 
@@ -99,7 +126,7 @@ impl Root {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Description {
     pub(crate) name: String,
-    pub(crate) labels: std::collections::BTreeMap<String, String>,
+    pub(crate) labels: BTreeMap<String, String>,
     /// Its address, with a network of its own.
     pub(crate) address: Option<std::net::Ipv4Addr>,
     pub(crate) ports: Vec<PortMapping>,

@@ -38,6 +38,8 @@ pub(crate) struct Launch {
     pub(crate) images: PathBuf,
     /// Relative to the store, topmost first.
     pub(crate) layers: Vec<PathBuf>,
+    /// What the container has on disk.
+    pub(crate) disk: PathBuf,
     /// Where the container's control group is, in every hierarchy.
     pub(crate) cgroup: PathBuf,
     /// An OCI runtime that is to be used.

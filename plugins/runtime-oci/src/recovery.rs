@@ -26,10 +26,8 @@ pub(crate) struct Found {
 /// Every container on disk, and the ids of directories that are none: their service died before it had described them.
 pub(crate) fn scan(root: &Root) -> io::Result<(Vec<Found>, Vec<String>)> {
     let (mut found, mut unfinished) = (Vec::new(), Vec::new());
-    for entry in fs::read_dir(root.containers())? {
-        let entry = entry?;
-        let Ok(id) = entry.file_name().into_string() else { continue };
-        match place::read_json(&entry.path().join(name::CONTAINER)) {
+    for id in root.ids()? {
+        match place::read_json(&root.container(&id).join(name::CONTAINER)) {
             Ok(description) => found.push(Found { id, description }),
             Err(_) => unfinished.push(id),
         }
@@ -71,9 +69,7 @@ pub(crate) async fn recover(
     unfinished: Vec<String>,
 ) -> Result<()> {
     for Found { id, description } in found {
-        let directory = containers.root.container(&id);
-        let group = containers.layout.group(&description.cgroup);
-        let held = Arc::new(Held::new(ContainerId(id), directory, group, description));
+        let held = Arc::new(Held::new(ContainerId(id), &containers.root, &containers.layout, description));
         containers.table.add(&held)?;
         take_over(containers, &held).await?;
     }

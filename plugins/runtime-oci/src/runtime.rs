@@ -126,8 +126,7 @@ impl Containers {
             stop_signal: None,
             cgroup: cgroup.clone(),
         };
-        let directory = self.root.container(&id);
-        let held = Arc::new(Held::new(ContainerId(id), directory, self.layout.group(&cgroup), description));
+        let held = Arc::new(Held::new(ContainerId(id), &self.root, &self.layout, description));
         self.table.add(&held)?;
         let (containers, spec) = (self.clone(), spec.clone());
         self.see_through(async move { containers.make(held, spec).await }).await
@@ -279,17 +278,20 @@ impl Containers {
     /// Out of the way at once; deleted afterwards, because an application may have written much.
     pub(crate) fn discard(&self, id: &str) -> io::Result<()> {
         let trash = self.root.trash().join(id);
-        match fs::rename(self.root.container(id), &trash) {
+        match fs::rename(self.root.disk(id), &trash) {
             Ok(()) => {
                 self.tasks.spawn_blocking(move || {
                     if let Err(error) = fs::remove_dir_all(&trash) {
                         tracing::warn!(%error, path = %trash.display(), "a removed container's files stay until the next start");
                     }
                 });
-                Ok(())
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        match fs::remove_dir_all(self.root.container(id)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
         }
     }
 }

@@ -36,7 +36,7 @@ use std::{
 use host_core::runtime::Exit;
 use nix::{
     errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
+    poll::{PollFd, PollFlags, poll},
     sys::{
         signal::Signal,
         wait::{WaitPidFlag, WaitStatus, waitpid},
@@ -163,6 +163,8 @@ struct Supervisor {
     output: Output,
     oom: OomWatch,
     status: Status,
+    /// Somebody asked for its death.
+    killed: bool,
 }
 
 impl Supervisor {
@@ -183,7 +185,7 @@ impl Supervisor {
         let terminal =
             launch.spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or_default();
         let (mut output, ends) =
-            Output::open(terminal, launch.log_bytes).map_err(Refusal::of("opening the log"))?;
+            Output::open(terminal, &launch.disk, launch.log_bytes).map_err(Refusal::of("opening the log"))?;
         let (spec, propagate) = rootfs::complete(directory, launch, network.as_raw_fd())?;
         ends.give_to(&spec).map_err(Refusal::of("giving the output to the image's user"))?;
         let mut engine = Engine::of(directory, launch);
@@ -206,6 +208,7 @@ impl Supervisor {
             oom: OomWatch::of(group),
             group: group.clone(),
             status: Status { phase: Phase::Created { pid }, oom_kills: 0 },
+            killed: false,
         })
     }
 
@@ -218,6 +221,8 @@ impl Supervisor {
             }
             if ready.oom {
                 self.oom.consume();
+            }
+            if self.oom.is_due() {
                 self.count_oom(links);
             }
             while let Some(asked) = links.receive(self.status) {
@@ -237,7 +242,7 @@ impl Supervisor {
         let output = self.output.descriptors();
         let mut all: Vec<PollFd<'_>> =
             own.iter().copied().chain(output.iter().copied()).chain(links.descriptors()).map(watch).collect();
-        match poll(&mut all, PollTimeout::NONE) {
+        match poll(&mut all, self.oom.patience()) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error),
         }
@@ -270,6 +275,7 @@ impl Supervisor {
 
     fn signal(&mut self, number: i32) -> Result<(), Refusal> {
         let signal = Signal::try_from(number).map_err(Refusal::of("sending a signal"))?;
+        self.killed |= signal == Signal::SIGKILL;
         match self.engine.signal(self.process, signal) {
             // It has ended meanwhile.
             Err(Errno::ESRCH) | Ok(()) => Ok(()),
@@ -292,7 +298,8 @@ impl Supervisor {
         self.output.drain();
         self.engine.delete();
         let destroyed = self.group.destroy_reaping(reap_others);
-        let oom = code == Some(128 + Signal::SIGKILL as i32) && kills > 0;
+        // The kernel says how many it has killed, not whom: of a child, this one may have gone on without.
+        let oom = code == Some(128 + Signal::SIGKILL as i32) && kills > 0 && !self.killed;
         self.status = Status { phase: Phase::Exited(Exit { code, oom }), oom_kills: kills };
         self.announce(links);
         destroyed.map_err(Refusal::of("emptying the control group"))

@@ -4,17 +4,31 @@ use std::{
     fs,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     path::Path,
+    time::{Duration, Instant},
 };
 
-use nix::sys::{
-    eventfd::{EfdFlags, EventFd},
-    inotify::{AddWatchFlags, InitFlags, Inotify},
+use nix::{
+    poll::PollTimeout,
+    sys::{
+        eventfd::{EfdFlags, EventFd},
+        inotify::{AddWatchFlags, InitFlags, Inotify},
+    },
 };
 
 use crate::cgroup::Group;
 
-/// What becomes readable when the count of kills may have changed.
-pub(super) enum OomWatch {
+/// Version 1 tells before it kills, and counts afterwards: as long as this, the count may still change.
+const COUNTED: Duration = Duration::from_millis(500);
+/// Between two looks at it.
+const PAUSE: u8 = 10;
+
+/// What tells that the count of kills may have changed.
+pub(super) struct OomWatch {
+    source: Source,
+    due: Option<Instant>,
+}
+
+enum Source {
     /// Version 2 changes a file.
     File(Inotify),
     /// Version 1 counts up an eventfd.
@@ -30,38 +44,51 @@ impl OomWatch {
             Some((file, false)) => watch_event(&file, &group.event_control()),
             None => None,
         };
-        watch.unwrap_or(Self::None)
+        Self { source: watch.unwrap_or(Source::None), due: None }
     }
 
     pub(super) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        match self {
-            Self::File(inotify) => Some(inotify.as_fd()),
-            Self::Event(event) => Some(event.as_fd()),
-            Self::None => None,
+        match &self.source {
+            Source::File(inotify) => Some(inotify.as_fd()),
+            Source::Event(event) => Some(event.as_fd()),
+            Source::None => None,
         }
     }
 
-    /// Makes it wait for the next change.
+    /// Makes it wait for the next change; the count is due.
     pub(super) fn consume(&mut self) {
-        match self {
-            Self::File(inotify) => while inotify.read_events().is_ok_and(|events| !events.is_empty()) {},
-            Self::Event(event) => {
+        self.due = Some(Instant::now() + COUNTED);
+        match &self.source {
+            Source::File(inotify) => while inotify.read_events().is_ok_and(|events| !events.is_empty()) {},
+            Source::Event(event) => {
                 let _ = event.read();
             }
-            Self::None => {}
+            Source::None => {}
         }
+    }
+
+    /// Whether to look at the count now.
+    pub(super) fn is_due(&mut self) -> bool {
+        let due = self.due.is_some();
+        self.due = self.due.filter(|due| *due > Instant::now());
+        due
+    }
+
+    /// How long to wait for anything before the next look.
+    pub(super) fn patience(&self) -> PollTimeout {
+        self.due.map_or(PollTimeout::NONE, |_| PollTimeout::from(PAUSE))
     }
 }
 
-fn watch_file(file: &Path) -> Option<OomWatch> {
+fn watch_file(file: &Path) -> Option<Source> {
     let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).ok()?;
     inotify.add_watch(file, AddWatchFlags::IN_MODIFY).ok()?;
-    Some(OomWatch::File(inotify))
+    Some(Source::File(inotify))
 }
 
-fn watch_event(file: &Path, control: &Path) -> Option<OomWatch> {
+fn watch_event(file: &Path, control: &Path) -> Option<Source> {
     let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).ok()?;
     let file = fs::File::open(file).ok()?;
     fs::write(control, format!("{} {}", event.as_fd().as_raw_fd(), file.as_raw_fd())).ok()?;
-    Some(OomWatch::Event(event))
+    Some(Source::Event(event))
 }

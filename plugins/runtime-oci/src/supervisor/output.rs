@@ -7,6 +7,7 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixListener,
     },
+    path::{Path, PathBuf},
 };
 
 use nix::{
@@ -50,8 +51,8 @@ impl Ends {
 }
 
 impl Output {
-    pub(super) fn open(terminal: bool, log_bytes: u64) -> io::Result<(Self, Ends)> {
-        let log = Log::open(log_bytes)?;
+    pub(super) fn open(terminal: bool, disk: &Path, log_bytes: u64) -> io::Result<(Self, Ends)> {
+        let log = Log::open(disk, log_bytes)?;
         if terminal {
             let console = UnixListener::bind(CONSOLE)?;
             return Ok((Self { sources: Vec::new(), console: Some(console), log }, Ends::Terminal));
@@ -139,14 +140,15 @@ fn nonblocking(descriptor: &OwnedFd) -> io::Result<()> {
 
 /// Two files: when the newer is full it becomes the older one.
 struct Log {
+    disk: PathBuf,
     file: File,
     written: u64,
     limit: u64,
 }
 
 impl Log {
-    fn open(limit: u64) -> io::Result<Self> {
-        Ok(Self { file: place::create(name::LOG.as_ref())?, written: 0, limit })
+    fn open(disk: &Path, limit: u64) -> io::Result<Self> {
+        Ok(Self { file: place::create(&disk.join(name::LOG))?, disk: disk.to_owned(), written: 0, limit })
     }
 
     /// A full disk loses output, not the container.
@@ -160,8 +162,9 @@ impl Log {
     }
 
     fn rotate(&mut self) {
-        if fs::rename(name::LOG, name::OLDER_LOG).is_ok()
-            && let Ok(file) = place::create(name::LOG.as_ref())
+        let newer = self.disk.join(name::LOG);
+        if fs::rename(&newer, self.disk.join(name::OLDER_LOG)).is_ok()
+            && let Ok(file) = place::create(&newer)
         {
             (self.file, self.written) = (file, 0);
         }
