@@ -9,7 +9,7 @@ use std::{
 };
 
 use host_core::{
-    ImageRef,
+    ErrorKind, ImageRef,
     runtime::{
         Container, ContainerRef, ContainerSpec, ContainerState, Exit, Limits, Mount, Network, Propagation,
         Runtime, Security,
@@ -74,7 +74,16 @@ impl World {
     }
 
     pub(crate) async fn open(&self) -> OciRuntime {
-        self.try_open().await.unwrap()
+        let deadline = Instant::now() + LONG;
+        loop {
+            match self.try_open().await {
+                // Another test of this process is about to execute something, and has a copy of the lock until then.
+                Err(error) if error.kind() == ErrorKind::Conflict && Instant::now() < deadline => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                opened => return opened.unwrap(),
+            }
+        }
     }
 
     /// With both images.
@@ -137,6 +146,18 @@ impl World {
         .filter(|path| !text(path, "stat").contains(") Z "))
         .filter_map(|path| path.file_name()?.to_str()?.parse().ok().map(Pid::from_raw))
         .collect()
+    }
+
+    /// As a reboot does.
+    pub(crate) async fn kill_everything(&self) {
+        eventually("everything is dead", || {
+            let left = self.pids();
+            for pid in &left {
+                let _ = kill(*pid, Signal::SIGKILL);
+            }
+            if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+        })
+        .await;
     }
 
     /// Everything that containers leave behind until somebody takes it away; empty when all is as at the beginning.
