@@ -15,9 +15,11 @@
 //! Services, their supervisors and the containers are all in the world (see [`crate::world`]), so they end with the test
 //! whatever becomes of it. What is seen of them is seen from outside, with the kernel's means: the plugin is not asked.
 
+mod inside;
+
 use std::{
     collections::BTreeMap,
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -25,9 +27,10 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use async_trait::async_trait;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Flock, FlockType, Pid, Signal, fcntl_getlk, kill_process};
 use serde::Deserialize;
 
+pub use self::inside::on_own_host;
 use crate::{
     ground::Ground,
     image::archive,
@@ -93,19 +96,22 @@ impl OciHost {
     /// # Errors
     /// One cannot be understood.
     pub fn containers_of(&self, instance: &str) -> Result<Vec<Container>> {
-        let mut found = self.all_in(&self.seen(&self.root(instance).join("containers")))?;
-        found.retain(|container| container.labels.get(LABEL).is_some_and(|label| label == instance));
-        Ok(found)
-    }
-
-    fn all_in(&self, containers: &Path) -> Result<Vec<Container>> {
-        let read = |directory: PathBuf| {
+        let all = self.container_directories().into_iter().filter_map(|directory| {
             // One that is being made or removed has none.
             let text = fs::read(directory.join("container.json")).ok()?;
             let container = serde_json::from_slice(&text).map(|seen| Container { directory, ..seen });
             Some(container.context("a container's description"))
-        };
-        entries(containers).into_iter().filter_map(read).collect()
+        });
+        let mut all: Vec<_> = all.collect::<Result<_>>()?;
+        all.retain(|container| container.labels.get(LABEL).is_some_and(|label| label == instance));
+        Ok(all)
+    }
+
+    /// Of every service, in its root and in its state.
+    fn container_directories(&self) -> Vec<PathBuf> {
+        let roots = entries(self.seen(&self.roots()));
+        let states = entries(self.world.directory()).into_iter().map(|path| path.join("state/oci"));
+        roots.into_iter().chain(states).flat_map(|root| entries(root.join("containers"))).collect()
     }
 
     /// Kills the supervisor of a container, as nothing in the product does.
@@ -113,12 +119,11 @@ impl OciHost {
     /// # Errors
     /// There is none.
     pub fn kill_supervisor(&self, container: &Container) -> Result<()> {
-        // The number is one of the world's.
-        let number = fs::read_to_string(container.directory.join("lock"))?;
-        let mut kill = self.entrance.command("bash");
-        let killed = self.entrance.output(kill.args(["-c", "kill -KILL \"$0\"", number.trim()]))?;
-        ensure!(killed.status.success(), "{}", String::from_utf8_lossy(&killed.stderr));
-        Ok(())
+        let lock = File::open(container.directory.join("lock"))?;
+        // The kernel knows who holds it, by the number that this process knows it by.
+        let held = fcntl_getlk(&lock, &Flock::from(FlockType::WriteLock))?;
+        let supervisor = held.and_then(|held| held.pid).context("no supervisor")?;
+        Ok(kill_process(supervisor, Signal::KILL)?)
     }
 
     /// What changed on the host since it was made, images aside.
@@ -160,18 +165,22 @@ impl OciHost {
         Ok(found)
     }
 
-    /// What containers have on disk, in every service's root.
+    /// What containers have on disk, of every service.
     fn files(&self) -> Vec<String> {
-        let roots = entries(self.seen(&self.world.disk().join("oci")));
-        let kept =
-            roots.iter().flat_map(|root| ["containers", "network", "trash"].map(|name| root.join(name)));
-        kept.flat_map(entries).map(|path| format!("file {}", path.display())).collect()
+        let roots = entries(self.seen(&self.roots()));
+        let kept = roots.iter().flat_map(|root| ["network", "trash"].map(|name| root.join(name)));
+        let kept = kept.flat_map(entries).chain(self.container_directories());
+        kept.map(|path| format!("file {}", path.display())).collect()
+    }
+
+    fn roots(&self) -> PathBuf {
+        self.world.disk().join("oci")
     }
 
     /// `runtime.oci.root` of a service, as the service sees it.
     #[must_use]
     pub fn root(&self, instance: &str) -> PathBuf {
-        self.world.disk().join("oci").join(instance)
+        self.roots().join(instance)
     }
 
     fn seen(&self, path: &Path) -> PathBuf {

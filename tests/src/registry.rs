@@ -15,7 +15,7 @@ use reqwest::{Client, header::CONTENT_TYPE};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::world::search_path;
+use crate::{service::client, world::search_path};
 
 /// A loaded machine needs a tenth of it.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -25,7 +25,6 @@ const TAG: &str = "current-build";
 /// A running registry. It is killed when this is dropped, and by the kernel when the thread that started it ends.
 #[derive(Debug)]
 pub struct Registry {
-    /// `127.0.0.1` and the port.
     host: String,
     process: Child,
     directory: TempDir,
@@ -40,6 +39,12 @@ impl Registry {
         let registry = Self::start()?;
         registry.push(archive, name).await.context("cannot push to the registry")?;
         Ok(registry)
+    }
+
+    /// Its address: `127.0.0.1` and the port.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
     }
 
     /// The name of what it offers.
@@ -85,7 +90,7 @@ impl Registry {
         let descriptor = manifests.iter().find(named).context("no image of that name")?;
         let manifest = blob(descriptor["digest"].as_str().context("no digest")?)?;
         let content: Value = serde_json::from_slice(&manifest)?;
-        let client = Client::new();
+        let client = client()?;
         let blobs = content["layers"].as_array().into_iter().flatten().chain([&content["config"]]);
         for digest in blobs.map(|blob| blob["digest"].as_str().context("no digest")) {
             let digest = digest?;

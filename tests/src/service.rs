@@ -482,7 +482,7 @@ impl Drop for Process {
 }
 
 /// A client that takes any certificate: the service's is made by itself.
-fn client() -> Result<reqwest::Client> {
+pub(crate) fn client() -> Result<reqwest::Client> {
     // A second installation fails, and the first one is this one.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::builder().tls_danger_accept_invalid_certs(true).timeout(END_DEADLINE);

@@ -21,10 +21,9 @@
 //! # Its own processes
 //!
 //! What a test starts through an [`Entrance`] is in the world whole, and ends with it, also when it makes processes that
-//! leave its session. [`in_world`] does that with the test itself.
+//! leave its session. [`on_own_host`](crate::oci::on_own_host) does that with the test itself.
 
 mod entrance;
-mod inside;
 mod place;
 mod visit;
 
@@ -39,9 +38,9 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
+pub use self::entrance::Entrance;
 pub(crate) use self::place::{Place, search_path};
 use self::visit::Visit;
-pub use self::{entrance::Entrance, inside::in_world};
 use crate::wait::until;
 
 /// How long a world may take for anything; a loaded machine of two cores needs a tenth of it.

@@ -1,10 +1,7 @@
 //! What every `Runtime` must do, on a real Docker engine.
 #![cfg(test)]
 
-use std::{
-    path::{Path, PathBuf},
-    thread,
-};
+use std::{path::PathBuf, thread};
 
 use async_trait::async_trait;
 use conformance::{
@@ -12,17 +9,13 @@ use conformance::{
     runtime::{Fixture, run},
 };
 use host_core::{ImageRef, runtime::Runtime};
-use host_tests::engine::Engine;
+use host_tests::{engine::Engine, image, registry::Registry};
 use runtime_docker::{Config, DockerRuntime};
-
-#[path = "conformance/registry.rs"]
-mod registry;
-
-use registry::Registry;
 
 struct Docker {
     runtime: DockerRuntime,
     engine: Engine,
+    archive: PathBuf,
     registry: Registry,
 }
 
@@ -37,11 +30,11 @@ impl Fixture for Docker {
     }
 
     fn archive(&self) -> Option<PathBuf> {
-        Some(archive())
+        Some(self.archive.clone())
     }
 
     fn pullable(&self) -> Option<ImageRef> {
-        Some(self.registry.image())
+        Some(self.registry.image().parse().unwrap())
     }
 
     /// On a thread of its own, because the harness's futures cannot be sent.
@@ -59,12 +52,6 @@ impl Fixture for Docker {
     }
 }
 
-/// What the harness has loaded into its engine.
-fn archive() -> PathBuf {
-    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../build/test-mandelbox.tar");
-    std::env::var_os("HOST_TESTS_IMAGE").map_or(built, PathBuf::from)
-}
-
 mod scratch {
     use super::*;
 
@@ -74,9 +61,9 @@ mod scratch {
         let config = Config { endpoint: engine.endpoint().parse().unwrap(), ..Config::default() };
         let runtime = DockerRuntime::connect(config).await.unwrap();
         // In the engine's network, because the engine is there already.
-        let registry =
-            Registry::offering(&archive(), "docker.io/test/mandelbox:current-build").await.unwrap();
-        let docker = Docker { runtime, engine, registry };
+        let archive = image::archive().unwrap();
+        let registry = Registry::offering(&archive, "docker.io/test/mandelbox:current-build").await.unwrap();
+        let docker = Docker { runtime, engine, archive, registry };
         let report = run("docker", &docker).await;
         println!("{report}");
         assert!(report.holds(), "{report}");
