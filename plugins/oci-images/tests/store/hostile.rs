@@ -155,6 +155,18 @@ async fn a_sparse_file_whose_pieces_are_not_its_data() {
 }
 
 #[tokio::test]
+async fn a_sparse_file_whose_pieces_overlap() {
+    let mut header = Layer::header(EntryType::GNUSparse, "a", 1024);
+    let gnu = header.as_gnu_mut().unwrap();
+    for (piece, offset) in gnu.sparse.iter_mut().zip([512, 0]) {
+        piece.set_offset(offset);
+        piece.set_length(512);
+    }
+    gnu.set_real_size(1024);
+    refused(Layer::new().add(header, &[1; 1024]), r#""a": the pieces of a sparse file overlap"#).await;
+}
+
+#[tokio::test]
 async fn an_owner_that_no_kernel_knows() {
     for owner in [&b"4294967296"[..], b"4294967295"] {
         refused(Layer::new().pax(&[("uid", owner)]).file("a", ""), r#""a": its owner"#).await;
@@ -164,9 +176,11 @@ async fn an_owner_that_no_kernel_knows() {
 
 #[tokio::test]
 async fn a_layer_that_is_no_tar() {
-    for noise in [&b"noise".repeat(1000)[..], b"short"] {
+    for (noise, text) in
+        [(&b"noise".repeat(1000)[..], "no header at byte 0"), (b"short", "cut off within a header")]
+    {
         let place = Place::new().await;
-        place.refuses(&Image::new(&[noise]).named("a").layout(), "").await;
+        place.refuses(&Image::new(&[noise]).named("a").layout(), text).await;
     }
 }
 
@@ -218,6 +232,17 @@ async fn layers_that_are_too_much_only_together() {
     let layers = ["a", "b", "c"].map(|name| Layer::new().file(name, &name.repeat(400 << 10)).end());
     let image = Image::new(&[&layers[0], &layers[1], &layers[2]]).named("a");
     place.refuses(&image.layout(), "more than 1048576 bytes").await;
+}
+
+#[tokio::test]
+async fn layers_that_are_too_much_with_those_that_are_there() {
+    let place = with_limits(1 << 20, 100).await;
+    let layers = ["a", "b"].map(|name| Layer::new().file(name, &name.repeat(600 << 10)).end());
+    place.load(&Image::new(&[&layers[0]]).named("a").layout()).await.unwrap();
+    let error = place.load(&Image::new(&[&layers[0], &layers[1]]).named("b").layout()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(host_core::chain(&error).contains("more than 1048576 bytes"), "{}", host_core::chain(&error));
+    assert_eq!((place.count("l"), place.count("tmp")), (1, 0));
 }
 
 #[tokio::test]

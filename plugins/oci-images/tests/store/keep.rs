@@ -119,6 +119,21 @@ async fn what_is_not_there_or_no_name_is_told_apart() {
     assert_eq!(store.tag(&name("a"), &digest).await.map_err(kind), Err(ErrorKind::Invalid));
 }
 
+#[tokio::test]
+async fn a_configuration_that_has_changed_on_disk_is_not_used() {
+    let place = Place::new().await;
+    place.load(&image("a", "a")).await.unwrap();
+    let path = fs::read_dir(place.store.root().join("configs")).unwrap().next().unwrap().unwrap().path();
+    fs::write(&path, fs::read_to_string(&path).unwrap().replace("1000", "0")).unwrap();
+    let error = place.store.acquire(&name("a"), "one").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Internal);
+    assert!(error.to_string().contains("has changed"), "{error}");
+    assert_eq!(place.count("users"), 0);
+    // What it says helps.
+    place.load(&image("a", "a")).await.unwrap();
+    place.store.acquire(&name("a"), "one").await.unwrap();
+}
+
 /// Names as a person may write them.
 #[tokio::test]
 async fn every_way_to_write_a_name_finds_it() {
@@ -342,4 +357,21 @@ async fn overlayfs_takes_the_layers() {
     assert_eq!(names, ["b", "d", "link"]);
     assert_eq!(fs::read_to_string(merged.join("link")).unwrap(), "upper");
     assert_eq!(fs::read_dir(merged.join("d")).unwrap().count(), 1);
+}
+
+/// Callers spawn what they ask of the store.
+#[test]
+fn every_future_may_move_between_threads() {
+    fn check(_: impl Send) {}
+    let _ = |store: oci_images::Store, image: host_core::ImageRef| {
+        check(store.find(&image));
+        check(store.all());
+        check(store.load(Path::new("a")));
+        check(store.pull(&image, &|_| ()));
+        check(store.tag(&image, &image));
+        check(store.acquire(&image, "a"));
+        check(store.release("a"));
+        check(store.users());
+        check(oci_images::Store::open("a".into(), oci_images::Config::default()));
+    };
 }
