@@ -6,6 +6,7 @@
     reason = "a test fails by panicking, and says what it lacked"
 )]
 
+mod bombs;
 mod build;
 mod fake;
 mod hostile;
