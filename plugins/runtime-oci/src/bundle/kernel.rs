@@ -2,7 +2,10 @@
 
 use std::{collections::HashMap, path::PathBuf};
 
-use host_core::{PluginError, runtime::ContainerSpec};
+use host_core::{
+    PluginError,
+    runtime::{ContainerSpec, Propagation},
+};
 use oci_spec::runtime::{Linux, LinuxBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType};
 
 use super::{Cgroups, NetworkNamespace, Place, devices, incomplete, resources};
@@ -44,6 +47,7 @@ pub(super) fn linux(container: &ContainerSpec, place: &Place<'_>) -> Result<Linu
         .readonly_paths(read_only(&place.cgroups))
         .build()
         .map_err(incomplete)?;
+    linux.set_rootfs_propagation(open(container).map(str::to_owned));
     let security = &container.security;
     linux.set_seccomp(seccomp::filter(&security.seccomp, &security.capabilities)?);
     if place.network != NetworkNamespace::Host {
@@ -51,6 +55,12 @@ pub(super) fn linux(container: &ContainerSpec, place: &Place<'_>) -> Result<Linu
         linux.set_sysctl(Some(HashMap::from(sysctls)));
     }
     Ok(linux)
+}
+
+/// As Docker says it: by default a runtime closes all mounts before it binds any, and what a bind says comes too late.
+fn open(container: &ContainerSpec) -> Option<&'static str> {
+    let any = |propagation| container.mounts.iter().any(|mount| mount.propagation == propagation);
+    if any(Propagation::Shared) { Some("rshared") } else { any(Propagation::Slave).then_some("rslave") }
 }
 
 /// Control groups get a namespace of their own where Docker gives one: with version 2. With version 1 the paths in

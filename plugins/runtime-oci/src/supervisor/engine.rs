@@ -207,6 +207,12 @@ impl Program {
 /// That the image's program cannot be run is the request's fault.
 fn unfit(said: &str) -> Reason {
     let said = said.to_ascii_lowercase();
-    let signs = ["executable file", "not found in $path", "no such file or directory", "permission denied"];
+    let signs = [
+        "executable file",
+        "open executable",
+        "not found in $path",
+        "no such file or directory",
+        "permission denied",
+    ];
     if signs.iter().any(|sign| said.contains(sign)) { Reason::Invalid } else { Reason::Internal }
 }

@@ -43,6 +43,7 @@ pub(super) fn mount(directory: &Path, launch: &Launch, layout: &Layout) -> Resul
     if let (Some(_), Some(unified)) = (&launch.binary, layout.hybrid()) {
         // Some runtimes refuse to work where both versions of control groups are seen. What they write there all the
         // same must not be in the host's directory of that name.
+        change(unified, MsFlags::MS_PRIVATE).map_err(Refusal::of("leaving the host's control groups"))?;
         mount_call(Some("tmpfs"), unified, Some("tmpfs"), flags, Some("size=1m,mode=0700"))
             .map_err(Refusal::of("hiding the empty version 2 control groups"))?;
     }
@@ -51,11 +52,12 @@ pub(super) fn mount(directory: &Path, launch: &Launch, layout: &Layout) -> Resul
     overlay(directory, launch)
 }
 
-fn change(target: &str, flags: MsFlags) -> nix::Result<()> {
-    mount_call(NOTHING, target, NOTHING, flags, NOTHING)
+fn change(target: impl AsRef<Path>, flags: MsFlags) -> nix::Result<()> {
+    mount_call(NOTHING, target.as_ref(), NOTHING, flags, NOTHING)
 }
 
-/// What is mounted below the container's directory stays unseen by the host, while all other mounts are shared with it.
+/// As for others, but mounts made in what is to be shared are seen by the host. Nothing else is: some runtimes mount over
+/// the host's control groups.
 fn detach(directory: &Path, spec: &Spec) -> Result<(), Refusal> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(Refusal::of("reading the mounts"))?;
     let own = mount_point(&mounts, directory);
@@ -63,8 +65,19 @@ fn detach(directory: &Path, spec: &Spec) -> Result<(), Refusal> {
         options.iter().flatten().any(|option| option == "shared" || option == "rshared")
     };
     let shared = spec.mounts().iter().flatten().filter(|mount| shares(mount.options()));
+    let mut open = Vec::new();
     for source in shared.filter_map(|mount| mount.source().as_ref()) {
-        if mount_point(&mounts, source) == own {
+        let point = mount_point(&mounts, source);
+        if !is_shared(&mounts, &point) {
+            return Err(Refusal::new(
+                Reason::Invalid,
+                format!(
+                    "{} cannot be shared, because {point} is not: mount --make-shared {point}",
+                    source.display()
+                ),
+            ));
+        }
+        if point == own {
             return Err(Refusal::new(
                 Reason::Invalid,
                 format!(
@@ -74,8 +87,15 @@ fn detach(directory: &Path, spec: &Spec) -> Result<(), Refusal> {
                 ),
             ));
         }
+        open.push((point, source));
     }
-    change(&own, MsFlags::MS_PRIVATE).map_err(Refusal::of("leaving the host's mounts"))
+    for point in mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape) {
+        if !open.iter().any(|(holder, source)| point == *holder || Path::new(&point).starts_with(source)) {
+            // One that another hides is out of reach, for engines too.
+            let _ = change(&point, MsFlags::MS_SLAVE);
+        }
+    }
+    change(&own, MsFlags::MS_SLAVE).map_err(Refusal::of("leaving the host's mounts"))
 }
 
 /// Where the file system that holds `path` is mounted.
@@ -83,6 +103,13 @@ fn mount_point(mounts: &str, path: &Path) -> String {
     let points = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
     let holding = points.filter(|point| path.starts_with(point));
     holding.max_by_key(String::len).unwrap_or_else(|| "/".to_owned())
+}
+
+/// Whether what is mounted there is seen by other mount namespaces. The latest mount hides the earlier ones.
+fn is_shared(mounts: &str, point: &str) -> bool {
+    let at = |line: &&str| line.split(' ').nth(4).is_some_and(|at| unescape(at) == point);
+    let latest = mounts.lines().filter(at).next_back();
+    latest.is_some_and(|line| line.split(" - ").next().unwrap_or_default().contains(" shared:"))
 }
 
 /// The kernel writes spaces and their like as `\040`.
@@ -221,6 +248,23 @@ mod tests {
             [("/var/lib", "/var"), ("/variable", "/"), ("/var/a b/c", "/var/a b"), ("/", "/")]
         {
             assert_eq!(mount_point(mounts, Path::new(path)), point, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_latest_of_several_mounts_at_a_place_is_the_one_that_counts() {
+        let line = |tags: &str| format!("1 0 0:1 / /a\\040b rw{tags} - ext4 shared:1 rw\n");
+        for (mounts, shared) in [
+            (vec![" shared:5"], true),
+            (vec![" shared:5 master:2"], true),
+            (vec![" master:2"], false),
+            (vec![""], false),
+            (vec!["", " shared:5"], true),
+            (vec![" shared:5", ""], false),
+            (vec![], false),
+        ] {
+            let text: String = mounts.into_iter().map(line).collect();
+            assert_eq!(is_shared(&text, "/a b"), shared, "{text}");
         }
     }
 
