@@ -218,7 +218,7 @@ async fn an_end_is_told_even_if_nothing_is_deleted_or_killed() {
     start(&runtime, &world.shell("asked", "trap 'exit 3' TERM; echo ready; while :; do sleep 0.1; done"))
         .await;
     eventually("it can be asked", || {
-        let log = fs::read_to_string(world.container().join("log")).unwrap();
+        let log = fs::read_to_string(world.log("log")).unwrap();
         if log.contains("ready") { Ok(()) } else { Err(log) }
     })
     .await;

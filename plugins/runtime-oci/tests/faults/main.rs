@@ -4,6 +4,8 @@
 mod ends;
 mod engines;
 mod image;
+mod images;
+mod mounts;
 mod output;
 mod service;
 mod supervisor;

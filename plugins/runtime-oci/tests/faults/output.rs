@@ -26,7 +26,7 @@ async fn the_newest_of_much_output_is_kept() {
         spec.terminal = terminal;
         start(&runtime, &spec).await;
         exit(&runtime, "loud").await;
-        let sizes = ["log", "log.1"].map(|file| fs::metadata(world.container().join(file)).unwrap().len());
+        let sizes = ["log", "log.1"].map(|file| fs::metadata(world.log(file)).unwrap().len());
         assert!(sizes.iter().all(|size| *size <= 64 << 10), "{sizes:?}");
         let whole = log(&runtime, "loud").await;
         // The oldest line may be cut.
@@ -66,7 +66,7 @@ async fn who_follows_misses_nothing_when_the_log_begins_anew() {
     all += &text(followed).await;
     let expected: Vec<u32> = (1..=20).flat_map(|part| part * 10_000..=part * 10_000 + 400).collect();
     assert_eq!(numbers(&all), expected);
-    assert!(world.container().join("log.1").exists());
+    assert!(world.log("log.1").exists());
     runtime.remove(&named("paced")).await.unwrap();
     runtime.close().await.unwrap();
 }

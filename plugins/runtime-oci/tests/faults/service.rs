@@ -92,7 +92,7 @@ async fn one_that_is_killed_leaves_its_containers_to_the_next() {
     let before = service(&world).await;
     let visits = Visits::to(PORT).await;
     drop(before);
-    let counted = || fs::read_to_string(of(&world, "counting").join("log")).unwrap();
+    let counted = || fs::read_to_string(world.config.root.join(of(&world, "counting")).join("log")).unwrap();
     let then = counted().len();
     eventually("it counts on", || if counted().len() > then { Ok(()) } else { Err(counted()) }).await;
 
@@ -119,14 +119,14 @@ async fn one_that_is_killed_leaves_its_containers_to_the_next() {
     end_all(&world, runtime).await;
 }
 
-/// The directory of a container, as the next service knows it.
+/// The directories of a container, from the root and from the state.
 fn of(world: &World, name: &str) -> PathBuf {
     let says = format!("\"name\":\"{name}\"");
-    let found = world
-        .containers()
-        .into_iter()
-        .find(|path| fs::read_to_string(path.join("container.json")).is_ok_and(|text| text.contains(&says)));
-    found.unwrap_or_else(|| panic!("{name} has no directory"))
+    let described = |path: &PathBuf| {
+        fs::read_to_string(path.join("container.json")).is_ok_and(|text| text.contains(&says))
+    };
+    let found = world.containers().into_iter().find(described).unwrap_or_else(|| panic!("{name} is nowhere"));
+    PathBuf::from("containers").join(found.file_name().unwrap())
 }
 
 async fn end_all(world: &World, runtime: OciRuntime) {
@@ -194,7 +194,12 @@ async fn a_directory_that_describes_nothing_is_cleaned_up() {
     drop(runtime);
     let container = world.container();
     fs::remove_file(container.join("container.json")).unwrap();
-    fs::create_dir(world.config.root.join("containers/0123456789abcdef0123456789abcdef")).unwrap();
+    for (place, id) in [
+        (&world.config.root, "0123456789abcdef0123456789abcdef"),
+        (&world.state(), "fedcba9876543210fedcba9876543210"),
+    ] {
+        fs::create_dir(place.join("containers").join(id)).unwrap();
+    }
     let runtime = world.open().await;
     assert_eq!(runtime.list(&Selector::default()).await.unwrap(), []);
     world.is_clean().await;
@@ -223,6 +228,22 @@ async fn after_a_reboot_everything_has_ended_and_nobody_knows_how() {
 #[tokio::test]
 async fn what_lost_its_supervisor_while_there_was_no_service_is_ended_by_the_next() {
     lost(false).await;
+}
+
+#[tokio::test]
+async fn after_a_reboot_that_forgot_what_was_in_memory_nothing_is_left() {
+    let world = World::new();
+    let runtime = world.with_images().await;
+    let mut spec = world.shell("forgotten", "echo written >/file; sleep 1000");
+    spec.network = Network::Bridge;
+    start(&runtime, &spec).await;
+    drop(runtime);
+    world.kill_everything().await;
+    fs::remove_dir_all(world.state()).unwrap();
+    let runtime = world.open().await;
+    assert_eq!(runtime.list(&Selector::default()).await.unwrap(), []);
+    start(&runtime, &spec).await;
+    end_all(&world, runtime).await;
 }
 
 async fn lost(all_processes: bool) {

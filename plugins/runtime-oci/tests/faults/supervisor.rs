@@ -57,7 +57,7 @@ async fn killed(started: bool) {
     if started {
         runtime.start(&named("orphan")).await.unwrap();
         assert_eq!(next(&mut events).await, ContainerChange::Started);
-        let said = || fs::read_to_string(world.container().join("log")).unwrap_or_default();
+        let said = || fs::read_to_string(world.log("log")).unwrap_or_default();
         eventually("it speaks", || if said() == "said\n" { Ok(()) } else { Err(said()) }).await;
     }
     kill(world.supervisor(), Signal::SIGKILL).unwrap();
@@ -96,7 +96,7 @@ async fn one_of_many_that_is_killed_harms_no_other() {
     }
     let id = seen(&runtime, "second").await.id;
     let mut events = events(&runtime).await;
-    let directory = world.config.root.join("containers").join(id.0);
+    let directory = world.state().join("containers").join(id.0);
     kill(supervisor_of(&directory), Signal::SIGKILL).unwrap();
     next_exit(&mut events).await;
     for name in ["first", "third"] {

@@ -58,7 +58,8 @@ impl World {
 
     /// That of another process.
     pub(crate) fn at(directory: PathBuf, cgroup: PathBuf) -> Self {
-        let mut config = Config { root: directory.join("oci"), cgroup_parent: cgroup, ..Config::default() };
+        let (root, state) = (directory.join("oci"), Some(directory.join("state")));
+        let mut config = Config { root, state, cgroup_parent: cgroup, ..Config::default() };
         // Whatever there is of networks then belongs to a container.
         config.network.ready = 0;
         Self { config, directory, owned: None }
@@ -101,8 +102,19 @@ impl World {
         fs::remove_file(archive).unwrap();
     }
 
+    /// In production on another file system than the root.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.config.state.clone().unwrap()
+    }
+
+    /// What the only container has written.
+    pub(crate) fn log(&self, file: &str) -> PathBuf {
+        let container = self.container();
+        self.config.root.join("containers").join(container.file_name().unwrap()).join(file)
+    }
+
     pub(crate) fn containers(&self) -> Vec<PathBuf> {
-        entries(&self.config.root.join("containers"))
+        entries(&self.state().join("containers"))
     }
 
     /// Where the only container is.
@@ -118,7 +130,7 @@ impl World {
     /// This world's control groups, in every hierarchy that there is.
     pub(crate) fn groups(&self) -> Vec<PathBuf> {
         let name = self.config.cgroup_parent.strip_prefix("/").unwrap();
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
         let hierarchies = mounts.lines().filter(|line| line.contains(" - cgroup"));
         let at = hierarchies.filter_map(|line| line.split(' ').nth(4));
         at.map(|at| Path::new(at).join(name)).filter(|group| group.exists()).collect()
@@ -167,18 +179,26 @@ impl World {
             left.extend(entries(&group).into_iter().filter(|path| path.is_dir()).map(show));
         }
         let root = &self.config.root;
-        for part in ["containers", "trash", "images/users"] {
-            left.extend(entries(&root.join(part)).into_iter().map(show));
+        let parts = ["containers", "trash", "images/users"].map(|part| root.join(part));
+        for part in parts.iter().chain([&self.state().join("containers")]) {
+            left.extend(entries(part).into_iter().map(show));
         }
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let below = root.join("containers");
-        left.extend(mounts.lines().filter(|line| line.contains(below.to_str().unwrap())).map(str::to_owned));
+        left.extend(self.escaped_mounts());
         left.extend(
             output("ip", &["-o", "link"]).lines().filter(|line| line.contains(": hs")).map(str::to_owned),
         );
         let published = output("nft", &["list", "ruleset"]);
         left.extend(published.lines().filter(|line| line.contains("elements")).map(str::to_owned));
         left
+    }
+
+    /// What of the containers' mounts the host sees.
+    pub(crate) fn escaped_mounts(&self) -> Vec<String> {
+        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        let ours =
+            [&self.config.root, &self.state()].map(|path| path.join("containers").display().to_string());
+        let escaped = mounts.lines().filter(|line| ours.iter().any(|path| line.contains(path)));
+        escaped.map(str::to_owned).collect()
     }
 
     /// After the removal of every container.
