@@ -5,7 +5,7 @@ use std::{
     io::{self, Write},
     os::{
         fd::OwnedFd,
-        unix::fs::{DirBuilderExt, PermissionsExt},
+        unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown},
     },
     path::{Path, PathBuf},
     sync::Arc,
@@ -38,7 +38,7 @@ impl Containers {
         if let Some(signal) = stop_signal(&unpacked.config) {
             let _ = held.stop_signal.set(signal as i32);
         }
-        let files = self.furnish(held, spec.network).await?;
+        let files = self.furnish(held, spec.network, &unpacked).await?;
         let bundle = self.bundle(held, spec, &unpacked, files, network.is_some())?;
         let asked = Asked::Launch(Box::new(Launch {
             id: held.id.0.clone(),
@@ -80,7 +80,7 @@ impl Containers {
     }
 
     /// The container's directory and what is in it from the beginning.
-    async fn furnish(&self, held: &Held, network: Network) -> Result<Files> {
+    async fn furnish(&self, held: &Held, network: Network, image: &Unpacked) -> Result<Files> {
         let furnishing = || failed(format!("the directory of {} cannot be made", held.name));
         let make = |path: &Path, mode| DirBuilder::new().recursive(true).mode(mode).create(path);
         let directory = &held.directory;
@@ -91,8 +91,14 @@ impl Containers {
             make(&directory.join(inner), 0o700).map_err(furnishing())?;
         }
         make(&held.disk.join(name::WORK), 0o700).map_err(furnishing())?;
+        let upper = held.disk.join(name::UPPER);
+        make(&upper, 0o755).map_err(furnishing())?;
         // It is the container's root directory, seen from inside.
-        make(&held.disk.join(name::UPPER), 0o755).map_err(furnishing())?;
+        image
+            .layers
+            .first()
+            .map_or(Ok(()), |top| like(&upper, &self.root.images().join(top)))
+            .map_err(furnishing())?;
         let hostname = hostname(held);
         let (hosts, resolv_conf) = match network {
             Network::Bridge => (
@@ -170,6 +176,13 @@ fn hostname(held: &Held) -> String {
 /// The host's own, for a container that shares its network.
 fn host_file(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
+}
+
+/// Gives a directory the owner and the mode of another.
+fn like(directory: &Path, model: &Path) -> io::Result<()> {
+    let model = fs::metadata(model)?;
+    chown(directory, Some(model.uid()), Some(model.gid()))?;
+    fs::set_permissions(directory, model.permissions())
 }
 
 /// A file that everybody inside may read.
