@@ -309,7 +309,7 @@ impl Ear {
 }
 
 /// Kills the supervisor of the container in `directory`, if it lives, and waits until it is gone. Blocks.
-fn kill_supervisor(directory: &Path) -> io::Result<()> {
+pub(crate) fn kill_supervisor(directory: &Path) -> io::Result<()> {
     let Some(pid) = place::supervisor(directory)? else {
         return Ok(());
     };

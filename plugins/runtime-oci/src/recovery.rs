@@ -11,7 +11,7 @@ use oci_network::Adopted;
 
 use crate::{
     events::Hub,
-    held::{Held, connect, seen},
+    held::{Held, connect, kill_supervisor, seen},
     place::{self, Description, Root, name},
     protocol::Phase,
     runtime::{Containers, failed},
@@ -75,8 +75,11 @@ pub(crate) async fn recover(
     }
     for id in unfinished {
         let group = containers.layout.group(&containers.config.cgroup_parent.join(&id));
-        let emptied = tokio::task::spawn_blocking(move || group.destroy()).await;
-        emptied
+        let directory = containers.root.container(&id);
+        // A supervisor that saw its container end would still write into the directory.
+        let end = move || kill_supervisor(&directory).and_then(|()| group.destroy());
+        let ended = tokio::task::spawn_blocking(end).await;
+        ended
             .map_err(io::Error::other)
             .flatten()
             .map_err(failed(format!("container {id} cannot be ended")))?;
