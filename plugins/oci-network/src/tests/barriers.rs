@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::world::{
-    HOST, METADATA, OUTSIDE, World, active, assert_silent, call, container, here, ip, on_scratch_host, send,
-    serve, tcp, udp, within,
+    HOST, METADATA, OUTSIDE, World, active, assert_silent, call, container, eventually, here, ip,
+    on_scratch_host, send, serve, tcp, udp, within,
 };
 use crate::{Networks, isolated};
 
@@ -127,7 +127,7 @@ fn there_is_no_ipv6_between_a_container_and_the_host() {
             })
             .map(drop)
         };
-        connect(&here()).unwrap();
+        eventually("the listener is reached by its own host", || connect(&here()).is_ok()).await;
         connect(&one.namespace).unwrap_err();
     });
 }
@@ -160,6 +160,8 @@ fn a_wrong_source_address_is_dropped() {
 #[test]
 fn a_container_is_reached_by_its_published_ports_only() {
     on_scratch_host(async |world| {
+        // On a router: otherwise nothing is forwarded anyway.
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
         let networks = world.open().await;
         let one = container(&networks, "one").await;
         within(&world.outside, || ip(&format!("route add {} via {HOST}", networks.block())));

@@ -19,7 +19,7 @@ fn wrapped(world: &World, before: &str) -> Nft {
     fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
     run("cp", &format!("{} {}", new.display(), program.display()));
     fs::remove_file(new).unwrap();
-    Nft { program, deadline: Duration::from_millis(500) }
+    Nft { program, deadline: Duration::from_secs(2) }
 }
 
 struct Removed(PathBuf);

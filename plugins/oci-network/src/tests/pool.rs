@@ -1,11 +1,12 @@
 //! Ready networks and addresses.
 
-use std::{collections::HashSet, net::Ipv4Addr};
+use std::{collections::HashSet, net::Ipv4Addr, time::Instant};
 
 use host_core::ErrorKind;
 
 use super::world::{
-    HOST, OUTSIDE, World, assert_silent, call, config, container, eventually, ip, on_scratch_host, serve, tcp,
+    HOST, OUTSIDE, PATIENCE, World, assert_silent, call, config, container, eventually, ip, on_scratch_host,
+    serve, tcp,
 };
 use crate::{Config, Networks, nft::Nft};
 
@@ -33,6 +34,19 @@ fn the_pool_is_refilled_and_ends_with_its_owner() {
         eventually("the pool is full", || again.ready() == 3).await;
         again.close().await.unwrap();
         assert_eq!(interfaces(), 0);
+    });
+}
+
+#[test]
+fn closing_waits_for_what_is_being_made() {
+    on_scratch_host(async |world| {
+        for _ in 0..10 {
+            let networks = open(&world, config(3)).await;
+            tokio::task::yield_now().await;
+            networks.close().await.unwrap();
+            assert_eq!(interfaces(), 0);
+            assert!(crate::leftovers(super::world::KEY, world.state.path()).await.unwrap().is_empty());
+        }
     });
 }
 
@@ -106,8 +120,10 @@ fn a_take_that_is_given_up_loses_no_address() {
             _ = networks.take() => unreachable!("a thread is waited for"),
             () = async {} => {}
         }
+        // The thread that was begun ends first.
+        let deadline = Instant::now() + PATIENCE;
         let mut taken = networks.take().await;
-        while taken.as_ref().is_err_and(|error| error.kind() == ErrorKind::Exhausted) {
+        while taken.is_err() && Instant::now() < deadline {
             tokio::task::yield_now().await;
             taken = networks.take().await;
         }

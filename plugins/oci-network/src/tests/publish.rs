@@ -119,14 +119,22 @@ async fn join<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
 fn a_port_that_changes_hands_in_one_batch_reaches_the_new_owner() {
     on_scratch_host(async |world| {
         let networks = world.open().await;
-        let (one, two) = (container(&networks, "one").await, container(&networks, "two").await);
-        networks.publish(one.address, &[tcp(8080, 80)]).await.unwrap();
-        let ports = [port(HOST, 8080, 80, Protocol::Tcp)];
-        let (withdrawn, published) =
-            tokio::join!(networks.withdraw(one.address), networks.publish(two.address, &ports));
-        withdrawn.unwrap();
-        published.unwrap();
-        assert!(call(&world.outside, HOST, 8080).unwrap().starts_with("two"));
+        let (mut one, mut two) = (container(&networks, "one").await, container(&networks, "two").await);
+        let third = networks.take().await.unwrap();
+        let ways = [[tcp(8080, 80)], [port(HOST, 8080, 80, Protocol::Tcp)]];
+        networks.publish(one.address, &ways[1]).await.unwrap();
+        // While the writer is busy with the third, the others gather; not in every round.
+        for n in 0..30 {
+            let busy = [tcp(9000 + n, 80)];
+            let (busy, withdrawn, published) = tokio::join!(
+                networks.publish(third.address, &busy),
+                networks.withdraw(one.address),
+                networks.publish(two.address, &ways[usize::from(n % 2)]),
+            );
+            busy.and(withdrawn).and(published).unwrap();
+            std::mem::swap(&mut one, &mut two);
+        }
+        assert!(call(&world.outside, HOST, 8080).unwrap().starts_with("one"));
     });
 }
 
@@ -169,7 +177,12 @@ fn a_flow_to_the_same_port_elsewhere_is_left_alone() {
         let mut buffer = [0; 8];
         client.send_to(b"question", (OUTSIDE, 53)).unwrap();
         let (_, asker) = server.recv_from(&mut buffer).unwrap();
+        // This flow is to be forgotten; once it is, the other would be too.
+        let stale = within(&world.outside, || UdpSocket::bind((OUTSIDE, 0)).unwrap());
+        assert!(ask_datagram(&stale, HOST, 53).is_err());
+        serve(&two.namespace, Ipv4Addr::UNSPECIFIED, 53, "two");
         networks.publish(two.address, &[udp(53, 53)]).await.unwrap();
+        eventually("the old flow is forgotten", || ask_datagram(&stale, HOST, 53).is_ok()).await;
         server.send_to(b"answer", asker).unwrap();
         client.recv_from(&mut buffer).unwrap();
     });
