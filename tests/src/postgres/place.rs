@@ -156,12 +156,13 @@ pub(super) fn as_postgres(program: &str) -> Result<Command> {
 
 /// Makes a directory that a server may use.
 fn make(directory: &Path) -> Result<()> {
+    // First, so that a host without that user is left as it was.
+    let owner = rustix::process::getuid().is_root().then(postgres_user).transpose()?;
     match fs::create_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         made => made?,
     }
-    if rustix::process::getuid().is_root() {
-        let (user, group) = postgres_user()?;
+    if let Some((user, group)) = owner {
         chown(directory, Some(user), Some(group))?;
     }
     Ok(())
