@@ -9,6 +9,7 @@ use host_config::{Loaded, Sources};
 
 mod args;
 mod configuration;
+mod db;
 mod doctor;
 mod drain;
 mod failure;
@@ -19,7 +20,7 @@ mod progress;
 mod status;
 
 pub use args::Layers;
-use args::{Cli, Command, ConfigCommand};
+use args::{Cli, Command, ConfigCommand, DbCommand};
 use failure::{Failure, USAGE};
 use output::Out;
 
@@ -105,6 +106,10 @@ fn dispatch(command: Command, sources: &Sources, out: &mut Out) -> Result<(), Fa
         Command::Image(command) => {
             let loaded = load()?;
             wait(image::execute(command, &loaded, out))
+        }
+        Command::Db(DbCommand::Migrate { url }) => {
+            let loaded = load()?;
+            wait(db::migrate(&loaded, url, out))
         }
         Command::Doctor(args) => {
             let loaded = load()?;

@@ -7,11 +7,33 @@ use host_core::{
     ErrorKind, PluginError,
     registry::{Context, Plugins, Registry, Role},
 };
+use secrecy::SecretString;
 
 /// Some plugins execute this program again, for processes beside the service. If this one is such a process: is it, to
 /// its end. To be called before anything else.
 pub fn dispatch(arguments: ArgsOs) -> Option<ExitCode> {
     runtime_oci::dispatch(arguments)
+}
+
+/// Creates or updates the schema in the database of `[pubsub.postgres]`, or in that at `url`; what was done, in words.
+///
+/// # Errors
+/// The section or the URL is wrong, or the database cannot be changed.
+pub(crate) async fn migrate(loaded: &Loaded, url: Option<SecretString>) -> Result<String, PluginError> {
+    let section = loaded.section("pubsub", "postgres");
+    let section = if section.is_null() { serde_json::json!({}) } else { section };
+    let config: pubsub_postgres::Config = serde_json::from_value(section)
+        .map_err(|error| PluginError::new(ErrorKind::Invalid, format!("pubsub.postgres: {error}")))?;
+    let config = match url {
+        Some(url) => {
+            let given = pubsub_postgres::Config::with_url(url)
+                .map_err(|error| PluginError::new(ErrorKind::Invalid, format!("--url: {error}")))?;
+            pubsub_postgres::Config { url: given.url, ..config }
+        }
+        None => config,
+    };
+    let migrated = pubsub_postgres::migrate(&config, loaded.profile.is_local()).await?;
+    Ok(migrated.to_string())
 }
 
 /// Every plugin that the configuration can name.
@@ -21,7 +43,7 @@ pub fn registry() -> Registry {
             .with(runtime_oci::plugin())
             .with(runtime_sim::plugin()),
         gpus: Plugins::default().with(gpu_none::plugin()).with(gpu_sim::plugin()),
-        pubsubs: Plugins::default().with(pubsub_memory::plugin()),
+        pubsubs: Plugins::default().with(pubsub_memory::plugin()).with(pubsub_postgres::plugin()),
         telemetries: Plugins::default().with(telemetry_console::plugin()),
     }
 }

@@ -4,6 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use host_core::{AppName, ImageRef, MandelboxId, UserId};
+use secrecy::SecretString;
 
 /// Help texts end with examples under this heading, which looks like clap's own.
 macro_rules! examples {
@@ -78,6 +79,9 @@ pub(crate) enum Command {
     /// Load and list images of runtimes that keep their own
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Prepare the database of the control plane
+    #[command(subcommand)]
+    Db(DbCommand),
     /// Tell what this host has and lacks for the profile, each with its remedy
     #[command(after_help = examples!("host-service doctor" "host-service doctor --profile prod --json"))]
     Doctor(JsonFlag),
@@ -108,6 +112,21 @@ pub(crate) struct JsonFlag {
     /// JSON instead of text
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// `db`
+#[derive(Debug, Subcommand)]
+pub(crate) enum DbCommand {
+    /// Create the schema `cloud`, or update it; a database that has the original one is taken on as it is
+    #[command(after_help = examples!(
+        "host-service db migrate --profile localdevwithdb"
+        "host-service db migrate --url postgres://admin@db.example/fleet --set pubsub.postgres.row_security=true"
+    ))]
+    Migrate {
+        /// Instead of pubsub.postgres.url; a password is better kept there, out of the list of processes
+        #[arg(long, value_name = "URL")]
+        url: Option<SecretString>,
+    },
 }
 
 /// `mandelbox`
