@@ -75,6 +75,9 @@ for purpose in "$@"; do
             need_crate cargo-nextest
             need docker-registry docker-registry
             need htpasswd apache2-utils
+            need pg_lsclusters postgresql
+            need pgbouncer pgbouncer
+            need setpriv util-linux
             ;;
         lint)
             need shellcheck shellcheck
