@@ -68,13 +68,15 @@ pub struct RunOptions {
     pub purge_leftovers: bool,
 }
 
-/// What has to be told of the end, however it comes.
+/// What has to be told of the end, however it comes; and what the others stand on, which goes last.
 #[derive(Default)]
 struct Standing {
     /// It holds parts of the host for itself.
     runtime: OnceLock<Arc<dyn Runtime>>,
     /// The control plane may believe that this host is active.
     registered: OnceLock<Arc<Shared>>,
+    /// The runtime may have a part of it.
+    ground: OnceLock<Ground>,
 }
 
 /// Runs the service until it is drained.
@@ -121,8 +123,9 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let ground = Ground::open(&loaded.settings)?;
+    let ground = standing.ground.get_or_init(|| ground);
     let service = tokio::select! {
-        service = Service::build(registry, loaded, options, telemetry, &ground, standing) => service?,
+        service = Service::build(registry, loaded, options, telemetry, ground, standing) => service?,
         () = signals.next() => anyhow::bail!("stopped by a signal before the start was complete"),
     };
     match service {

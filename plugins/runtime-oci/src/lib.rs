@@ -31,7 +31,7 @@ mod runtime;
 mod seccomp;
 mod supervisor;
 
-use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fs::File, path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -99,17 +99,26 @@ impl OciRuntime {
             );
             PluginError::new(ErrorKind::Conflict, text)
         })?;
+        root.make_state().map_err(failed("the runtime's state cannot be made; see runtime.oci.state"))?;
+        let owned =
+            Self { info, config, root: root.clone(), store, containers: None }.own(lock, program).await;
+        owned.inspect_err(|_| root.leave_state())
+    }
+
+    /// Takes over what an earlier service left.
+    async fn own(mut self, lock: File, program: Program) -> Result<Self> {
         let layout = Layout::detect()?;
+        let root = self.root.clone();
         let (found, unfinished) = recovery::scan(&root).map_err(failed("the containers cannot be read"))?;
-        let key = key(root.path());
-        let networks =
-            Networks::open(config.network.clone(), &key, &root.network(), recovery::adopted(&found)).await?;
+        let (key, adopted) = (key(root.path()), recovery::adopted(&found));
+        let networks = Networks::open(self.config.network.clone(), &key, &root.network(), adopted).await?;
+        let trash = root.trash();
         let containers = Arc::new(Containers {
-            config: config.clone(),
-            root: root.clone(),
+            config: self.config.clone(),
+            root,
             _lock: lock,
             layout,
-            store: store.clone(),
+            store: self.store.clone(),
             networks,
             program,
             table: Table::default(),
@@ -118,13 +127,13 @@ impl OciRuntime {
             stop: CancellationToken::new(),
         });
         recovery::recover(&containers, found, unfinished).await?;
-        let trash = root.trash();
         containers.tasks.spawn_blocking(move || {
             if let Err(error) = recovery::empty_trash(&trash) {
                 tracing::warn!(%error, path = %trash.display(), "removed containers' files cannot be deleted");
             }
         });
-        Ok(Self { info, config, root, store, containers: Some(containers) })
+        self.containers = Some(containers);
+        Ok(self)
     }
 
     /// Looks and loads images, perhaps beside a running service.
@@ -299,6 +308,7 @@ impl Runtime for OciRuntime {
         containers.tasks.wait().await;
         containers.networks.close().await?;
         containers.layout.group(&containers.config.cgroup_parent).remove_if_empty();
+        containers.root.leave_state();
         Ok(())
     }
 }

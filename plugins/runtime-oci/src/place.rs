@@ -66,18 +66,29 @@ pub(crate) struct Root {
 }
 
 impl Root {
-    /// Makes what is missing.
+    /// Makes what is missing of the root; the state comes and goes with the service.
     pub(crate) fn open(disk: &Path, state: &Path) -> io::Result<Self> {
         make_all(disk)?;
-        make_all(state)?;
         // A path through links would name two roots.
-        let root = Self { disk: disk.canonicalize()?, state: state.canonicalize()? };
-        for directory in
-            [root.disk.join(CONTAINERS), root.state.join(CONTAINERS), root.trash(), root.network()]
-        {
+        let root = Self { disk: disk.canonicalize()?, state: std::path::absolute(state)? };
+        for directory in [root.disk.join(CONTAINERS), root.trash(), root.network()] {
             make_all(&directory)?;
         }
         Ok(root)
+    }
+
+    /// Makes what is missing of the state.
+    pub(crate) fn make_state(&self) -> io::Result<()> {
+        make_all(&self.state.join(CONTAINERS))
+    }
+
+    /// Removes the state, if no container is in it.
+    pub(crate) fn leave_state(&self) {
+        if self.state == self.disk {
+            return;
+        }
+        // Whoever removes what is in use leaves it there.
+        let _ = fs::remove_dir(self.state.join(CONTAINERS)).and_then(|()| fs::remove_dir(&self.state));
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -110,8 +121,14 @@ impl Root {
     pub(crate) fn ids(&self) -> io::Result<BTreeSet<String>> {
         let mut ids = BTreeSet::new();
         for directory in [&self.disk, &self.state] {
-            for entry in fs::read_dir(directory.join(CONTAINERS))? {
-                ids.extend(entry?.file_name().into_string());
+            match fs::read_dir(directory.join(CONTAINERS)) {
+                // There is no state, so nothing is in it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                entries => {
+                    for entry in entries? {
+                        ids.extend(entry?.file_name().into_string());
+                    }
+                }
             }
         }
         Ok(ids)
