@@ -80,6 +80,7 @@ impl Leftovers {
         }
         let removal = blocking(move || {
             self.directories.iter().try_for_each(|id| root.remove(id))?;
+            self.records.iter().try_for_each(|record| root.remove_unmarked(&record.id))?;
             self.records.iter().try_for_each(|record| records.remove(&record.id))?;
             self.unreadable.iter().try_for_each(std::fs::remove_file)
         });
