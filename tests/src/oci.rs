@@ -13,7 +13,8 @@
 //! ```
 //!
 //! Services, their supervisors and the containers are all in the world (see [`crate::world`]), so they end with the test
-//! whatever becomes of it. What is seen of them is seen from outside, with the kernel's means: the plugin is not asked.
+//! whatever becomes of it. A service is dropped before its host, as it comes by itself when it is made later: the kernel
+//! keeps a world for as long as a process of it has ended and was not waited for. What is seen of them is seen from outside, with the kernel's means: the plugin is not asked.
 
 mod inside;
 
@@ -89,6 +90,12 @@ impl OciHost {
         let mut host = Self { entrance: world.entrance()?, binary, before: Vec::new(), world };
         host.before = host.traces()?;
         Ok(host)
+    }
+
+    /// Where all of it is.
+    #[must_use]
+    pub fn world(&self) -> &World {
+        &self.world
     }
 
     /// The containers of a service.

@@ -29,6 +29,7 @@ use tempfile::TempDir;
 
 use crate::{
     ground::Ground,
+    leftovers::entries,
     wait::until,
     world::{Entrance, search_path},
 };
@@ -453,8 +454,9 @@ impl Service {
         self.signal(Signal::INT)?;
         let status = self.ended().await?;
         ensure!(status.success(), "{status}\n{}", self.log());
-        ensure!(!self.root().exists(), "{} is left\n{}", self.root().display(), self.log());
-        ensure!(!self.state().exists(), "{} is left", self.state().display());
+        for directory in [self.root(), self.state()] {
+            ensure!(!directory.exists(), "left: {:?}\n{}", files_in(&directory), self.log());
+        }
         Ok(())
     }
 
@@ -479,6 +481,15 @@ impl Drop for Process {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// A directory and everything in it.
+fn files_in(directory: &Path) -> Vec<PathBuf> {
+    let inner = entries(directory).into_iter().flat_map(|path| match path.is_dir() && !path.is_symlink() {
+        true => files_in(&path),
+        false => vec![path],
+    });
+    [directory.to_owned()].into_iter().chain(inner).collect()
 }
 
 /// A client that takes any certificate: the service's is made by itself.

@@ -56,6 +56,8 @@ make_ephemeral /opt
 make_ephemeral /var/lib
 empty_run
 ip link set lo up
+# As on a host that is no router, whatever this one is.
+echo 0 >/proc/sys/net/ipv4/ip_forward
 export XTABLES_LOCKFILE=$disk/xtables.lock TMPDIR=$disk
 
 mkfifo "$directory/control"

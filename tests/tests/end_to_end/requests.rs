@@ -187,7 +187,14 @@ pub(crate) async fn a_client_that_hangs_up_cancels_nothing(ground: &dyn Ground) 
 }
 
 pub(crate) async fn a_thousand_requests_at_once_harm_nobody(ground: &dyn Ground) -> Result<()> {
-    let service = Service::on(ground).set("mandelbox.allocate_on_request=false").start().await?;
+    // Both ends of a thousand handshakes share the machine's few cores.
+    let service = Service::on(ground)
+        .set("mandelbox.allocate_on_request=false")
+        .set("http.handshake_timeout=60s")
+        .set("http.header_timeout=60s")
+        .set("http.body_timeout=60s")
+        .start()
+        .await?;
     let allocated = service.cli(&["mandelbox", "allocate", "test/mandelbox", "--id", "wanted"])?;
     ensure!(allocated.status.success());
     let strangers = join_all((0..1000).map(|n| {

@@ -1,18 +1,21 @@
 //! The harness's engines: that they do what an engine under test must, and that nothing of them stays behind.
 
-use std::fs;
-use std::io::{BufRead, BufReader};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::Duration;
+use std::{
+    fs,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use bollard::models::{ContainerCreateBody, HostConfig, PortBinding};
 use bollard::query_parameters::{CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder};
 use host_tests::engine::Engine;
 use host_tests::wait::until;
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::traces::{Holder, no_trace, processes_of, test_engine, traces};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -50,89 +53,9 @@ async fn answers(engine: &Engine) -> bool {
     ping.await.is_ok_and(|answer| answer.is_ok())
 }
 
-/// What the host has of the engine in a directory: files, control groups, mounts, processes.
-fn traces(directory: &Path) -> Vec<String> {
-    let name = directory.file_name().map(Path::new).unwrap_or(directory);
-    let mut roots = entries("/sys/fs/cgroup");
-    roots.push("/sys/fs/cgroup".into());
-    let groups = roots.iter().map(|root| root.join(name));
-    let places = groups.chain([directory.to_owned(), directory.with_extension("gone")]);
-    let mut found: Vec<_> =
-        places.filter(|path| path.exists()).map(|path| path.display().to_string()).collect();
-
-    let text = directory.to_string_lossy();
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    found.extend(mounts.lines().filter(|line| line.contains(&*text)).map(str::to_owned));
-    found.extend(processes_of(directory).into_iter().map(|(_, command_line)| command_line));
-    found
-}
-
-/// The processes that have the directory in their command line.
-fn processes_of(directory: &Path) -> Vec<(Pid, String)> {
-    let text = directory.to_string_lossy();
-    let processes = entries("/proc").into_iter().filter_map(|path| {
-        let number = path.file_name()?.to_str()?.parse().ok()?;
-        let command_line = fs::read(path.join("cmdline")).ok()?;
-        let command_line = String::from_utf8_lossy(&command_line).replace('\0', " ");
-        command_line.contains(&*text).then_some((Pid::from_raw(number)?, command_line))
-    });
-    processes.collect()
-}
-
-fn entries(directory: &str) -> Vec<PathBuf> {
-    fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
-}
-
-async fn no_trace(directory: &Path) -> Result<()> {
-    let gone = async || traces(directory).is_empty().then_some(());
-    until("end of all traces", DEADLINE, gone).await.with_context(|| traces(directory).join("\n"))
-}
-
 fn directory_of(endpoint: &str) -> Result<PathBuf> {
     let socket = endpoint.strip_prefix("unix://").context("not a unix:// endpoint")?;
     Ok(Path::new(socket).parent().context("a socket without a directory")?.to_owned())
-}
-
-/// Another process, which holds an engine or runs one that does; dropping it kills it.
-struct Holder {
-    process: Child,
-    output: BufReader<ChildStdout>,
-}
-
-impl Holder {
-    fn start(command: &mut Command) -> Result<Self> {
-        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let output = BufReader::new(process.stdout.take().context("its output is not piped")?);
-        Ok(Self { process, output })
-    }
-
-    fn line(&mut self) -> Result<String> {
-        let mut line = String::new();
-        self.output.read_line(&mut line)?;
-        ensure!(line.ends_with('\n'), "it ended");
-        Ok(line.trim_end().to_owned())
-    }
-
-    /// Ends its input, and so itself.
-    fn end(mut self) -> Result<()> {
-        drop(self.process.stdin.take());
-        ensure!(self.process.wait()?.success(), "it failed");
-        Ok(())
-    }
-}
-
-impl Drop for Holder {
-    fn drop(&mut self) {
-        let _already_dead = self.process.kill();
-        let _already_reaped = self.process.wait();
-    }
-}
-
-/// A process that holds an engine of its own, or the one that all processes with this `TMPDIR` share.
-fn test_engine(kind: &str, temporary: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_test-engine"));
-    command.arg(kind).env("TMPDIR", temporary).env_remove("NEXTEST").env_remove("CARGO");
-    command
 }
 
 mod scratch {
