@@ -12,6 +12,8 @@ pub struct Config {
     pub root: PathBuf,
     /// Where containers' small files are, best in memory; by default in `paths.state`.
     pub state: Option<PathBuf>,
+    /// How many supervisors wait for a container.
+    pub ready: usize,
     /// An OCI runtime to use instead of the one inside: `crun`, `runc`, `runsc`, …, by path or found in `PATH`.
     pub binary: Option<PathBuf>,
     /// The control group that the containers' own lie in, from the root of each hierarchy.
@@ -31,6 +33,7 @@ impl Default for Config {
         Self {
             root: "/var/lib/host-service/oci".into(),
             state: None,
+            ready: 4,
             binary: None,
             cgroup_parent: "/host-service".into(),
             log_bytes: 10 << 20,

@@ -6,7 +6,7 @@ use std::{
     io,
     net::Ipv4Addr,
     os::{
-        fd::{AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::net::UnixListener as StdListener,
     },
     path::{Path, PathBuf},
@@ -67,6 +67,8 @@ pub(crate) struct Held {
     pub(crate) leaving: CancellationToken,
     /// It is removed.
     pub(crate) gone: AtomicBool,
+    /// It need not have come so far as to take its lock.
+    supervisor: OnceLock<(Pid, OwnedFd)>,
     view: watch::Sender<View>,
 }
 
@@ -96,6 +98,7 @@ impl Held {
             gate: Mutex::new(None),
             leaving: CancellationToken::new(),
             gone: AtomicBool::new(false),
+            supervisor: OnceLock::new(),
             view: watch::Sender::new(View { status: Status::default(), supervised: false }),
         }
     }
@@ -175,7 +178,11 @@ impl Held {
             let text = format!("container {}: {what}", self.name);
             move |error: io::Error| PluginError::new(ErrorKind::Internal, text).with_source(error)
         };
-        kill_supervisor(&self.directory).map_err(fault("its supervisor cannot be killed"))?;
+        let killed = match self.supervisor.get() {
+            Some((pid, handle)) => kill_process(*pid, handle),
+            None => kill_supervisor(&self.directory),
+        };
+        killed.map_err(fault("its supervisor cannot be killed"))?;
         self.group.destroy().map_err(fault("its processes cannot be killed"))
     }
 }
@@ -243,7 +250,10 @@ pub(crate) async fn connect(held: &Arc<Held>, child: Option<Child>) -> io::Resul
         Some(child) => child.id().and_then(|id| Pid::from_raw(id.cast_signed())),
         None => place::supervisor(&held.directory)?,
     };
-    let ended = pidfd_open(supervisor.ok_or(io::ErrorKind::NotFound)?, PidfdFlags::empty())?;
+    let supervisor = supervisor.ok_or(io::ErrorKind::NotFound)?;
+    let ended = pidfd_open(supervisor, PidfdFlags::empty())?;
+    // Each container has one only.
+    let _ = held.supervisor.set((supervisor, ended.try_clone()?));
     #[expect(
         deprecated,
         reason = "unsound with what does not own its descriptor only, and the replacement is unsafe"
@@ -251,6 +261,7 @@ pub(crate) async fn connect(held: &Arc<Held>, child: Option<Child>) -> io::Resul
     let ended = AsyncFd::with_interest(ended, Interest::READABLE)?;
     let (hears, asks) = UnixStream::connect(path).await?.into_split();
     let (answers, answered) = mpsc::channel(1);
+    held.view.send_modify(|view| view.supervised = true);
     Ok((Link { asks, answers: answered }, Ear { held: held.clone(), ended, hears, answers, child }))
 }
 
@@ -320,10 +331,18 @@ pub(crate) fn kill_supervisor(directory: &Path) -> io::Result<()> {
     if place::supervisor(directory)? != Some(pid) {
         return Ok(());
     }
-    // It leads the session that whatever it has executed is in.
+    kill_process(pid, &handle)
+}
+
+/// The same by its handle, with whatever it has executed, whose session it leads.
+fn kill_process(pid: Pid, handle: &OwnedFd) -> io::Result<()> {
+    match pidfd_send_signal(handle, rustix::process::Signal::KILL) {
+        // It was seen to its end, and its number may be another's.
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        sent => sent?,
+    }
     let _ = kill_process_group(pid, rustix::process::Signal::KILL);
-    pidfd_send_signal(&handle, rustix::process::Signal::KILL)?;
-    let mut ended = [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(&handle), nix::poll::PollFlags::POLLIN)];
+    let mut ended = [nix::poll::PollFd::new(handle.as_fd(), nix::poll::PollFlags::POLLIN)];
     let patience = nix::poll::PollTimeout::try_from(KILLED).unwrap_or(nix::poll::PollTimeout::MAX);
     match nix::poll::poll(&mut ended, patience) {
         Ok(0) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("process {pid:?} does not end"))),

@@ -23,18 +23,22 @@ use crate::{
     bundle::{self, AppArmor, Files, NetworkNamespace, Place, files},
     held::{Ear, Held, Link, connect, listen},
     place::{self, name},
+    program::Spare,
     protocol::{Asked, Launch},
-    runtime::{Containers, failed},
+    runtime::{Containers, failed, removed},
 };
 
 /// Stands for the network namespace that the supervisor is given; only it knows the descriptor.
 const NETWORK: &str = "/proc/self/fd/1";
 
 impl Containers {
-    /// The container as it is before its start. What fails half-way is for [`Containers::dispose`].
+    /// The container as it is before its start. What fails half-way is for [`Containers::dispose`]. Only the supervisor
+    /// takes long; who removes the container does not wait for it.
     pub(crate) async fn launch(self: &Arc<Self>, held: &Arc<Held>, spec: &ContainerSpec) -> Result<Link> {
         let image = self.store.acquire(&spec.image, &held.id.0);
-        let (unpacked, network) = tokio::try_join!(image, self.network(held, spec.network))?;
+        // Both to their ends, whatever becomes of the other or of the launch: neither could be given back before it is taken.
+        let (unpacked, network) = tokio::join!(image, self.network(held, spec.network));
+        let (unpacked, network) = (unpacked?, network?);
         if let Some(signal) = stop_signal(&unpacked.config) {
             let _ = held.stop_signal.set(signal as i32);
         }
@@ -55,13 +59,17 @@ impl Containers {
         let starting = failed(format!("the supervisor of {} cannot be started", held.name));
         let (mut link, ear) = self.supervisor(held, network).await.map_err(starting)?;
         self.tasks.spawn(self.stop.clone().run_until_cancelled_owned(ear.listen(self.hub.clone())));
-        link.ask(&asked).await.map_err(|error| with_last_words(error, &held.directory))?;
+        let made = held.leaving.run_until_cancelled(link.ask(&asked)).await;
+        made.ok_or_else(|| removed(&held.name))?.map_err(|error| with_last_words(error, &held.directory))?;
         Ok(link)
     }
 
     async fn supervisor(&self, held: &Arc<Held>, network: Option<OwnedFd>) -> io::Result<(Link, Ear)> {
         let log = place::create(&held.directory.join(name::OWN_LOG))?;
-        let child = self.program.supervise(&held.directory, listen(&held.directory)?, network, log)?;
+        let listener = listen(&held.directory)?;
+        let assign = |spare: Spare| spare.assign(&held.directory, &listener, &log, network.as_ref());
+        // One that was ready may have been killed meanwhile.
+        let child = self.spares.take().and_then(assign).or_else(|_| self.spares.make().and_then(assign))?;
         connect(held, Some(child)).await
     }
 

@@ -54,6 +54,7 @@ pub use supervisor::dispatch;
 
 use cgroup::Layout;
 use place::Root;
+use program::Spares;
 use runtime::{Containers, Table, failed};
 
 /// The plugin `oci`.
@@ -120,13 +121,16 @@ impl OciRuntime {
             layout,
             store: self.store.clone(),
             networks,
-            program,
+            spares: Spares::new(program, self.config.ready),
             table: Table::default(),
             hub: Arc::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
         recovery::recover(&containers, found, unfinished).await?;
+        let (filler, stop) = (containers.clone(), containers.stop.clone());
+        let fill = async move { filler.spares.fill().await };
+        containers.tasks.spawn(stop.run_until_cancelled_owned(fill));
         containers.tasks.spawn_blocking(move || {
             if let Err(error) = recovery::empty_trash(&trash) {
                 tracing::warn!(%error, path = %trash.display(), "removed containers' files cannot be deleted");
@@ -306,6 +310,7 @@ impl Runtime for OciRuntime {
         containers.stop.cancel();
         containers.tasks.close();
         containers.tasks.wait().await;
+        containers.spares.dismiss().await;
         containers.networks.close().await?;
         containers.layout.group(&containers.config.cgroup_parent).remove_if_empty();
         containers.root.leave_state();

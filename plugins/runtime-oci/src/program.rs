@@ -5,17 +5,40 @@
 //! memory and sealed: there is nothing to write to, and the host's own file is never within reach.
 
 use std::{
+    ffi::OsStr,
     fs::File,
-    io,
-    os::fd::{AsRawFd, OwnedFd},
+    io::{self, IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::{ffi::OsStrExt, net::UnixStream},
+    },
     path::{Path, PathBuf},
     process::Stdio,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-use tokio::process::{Child, Command};
+use rustix::{
+    fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create},
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+        SendFlags, recvmsg, sendmsg,
+    },
+};
+use tokio::{
+    process::{Child, Command},
+    sync::Notify,
+};
 
 use crate::protocol::ARGUMENT;
+
+/// The socket to listen on, the log, the network namespace.
+const DESCRIPTORS_MAX: usize = 3;
+/// As long as the kernel takes.
+const PATH_BYTES_MAX: usize = 4096;
+/// Between the use of a spare supervisor and the making of the next.
+const LULL: Duration = Duration::from_millis(100);
 
 /// What to execute.
 #[derive(Debug)]
@@ -57,26 +80,122 @@ impl Program {
         Self(Source::At(path.into()))
     }
 
-    /// A supervisor for the container in `directory`.
-    pub(crate) fn supervise(
-        &self,
-        directory: &Path,
-        listener: OwnedFd,
-        network: Option<OwnedFd>,
-        log: File,
-    ) -> io::Result<Child> {
+    /// A supervisor that waits to be told for which container it is.
+    pub(crate) fn supervisor(&self) -> io::Result<Spare> {
         let path = match &self.0 {
             Source::Sealed(memory) => PathBuf::from(format!("/proc/self/fd/{}", memory.as_raw_fd())),
             Source::At(path) => path.clone(),
         };
-        Command::new(path)
+        let (orders, theirs) = UnixStream::pair()?;
+        let child = Command::new(path)
             .arg0("host-service")
             .arg(ARGUMENT)
-            .arg(directory)
             .env_clear()
-            .stdin(listener)
-            .stdout(network.map_or_else(Stdio::null, Stdio::from))
-            .stderr(log)
-            .spawn()
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        Ok(Spare { child, orders })
+    }
+}
+
+/// A supervisor without a container. It ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Spare {
+    child: Child,
+    orders: UnixStream,
+}
+
+impl Spare {
+    /// Gives it the container in `directory`, where to listen, where to complain, and the container's network namespace.
+    pub(crate) fn assign(
+        self,
+        directory: &Path,
+        listener: &OwnedFd,
+        log: &File,
+        network: Option<&OwnedFd>,
+    ) -> io::Result<Child> {
+        let descriptors: Vec<_> =
+            [listener.as_fd(), log.as_fd()].into_iter().chain(network.map(AsFd::as_fd)).collect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&descriptors));
+        let text = [IoSlice::new(directory.as_os_str().as_bytes())];
+        sendmsg(&self.orders, &text, &mut control, SendFlags::NOSIGNAL)?;
+        Ok(self.child)
+    }
+}
+
+/// What [`Spare::assign`] sends, as the supervisor takes it; `None` when the service has ended without.
+pub(crate) fn assigned(orders: BorrowedFd<'_>) -> io::Result<Option<(PathBuf, Vec<OwnedFd>)>> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut text = [0; PATH_BYTES_MAX];
+    let received = recvmsg(orders, &mut [IoSliceMut::new(&mut text)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let mut descriptors = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            descriptors.extend(rights);
+        }
+    }
+    let directory = PathBuf::from(OsStr::from_bytes(&text[..received.bytes]));
+    Ok((received.bytes > 0).then_some((directory, descriptors)))
+}
+
+/// Supervisors made ahead, because executing one takes as long as many a step of a container's start.
+#[derive(Debug)]
+pub(crate) struct Spares {
+    program: Program,
+    wanted: usize,
+    ready: Mutex<Vec<Spare>>,
+    taken: Notify,
+}
+
+impl Spares {
+    pub(crate) fn new(program: Program, wanted: usize) -> Self {
+        Self { program, wanted, ready: Mutex::default(), taken: Notify::new() }
+    }
+
+    /// One that is ready, or one made now.
+    pub(crate) fn take(&self) -> io::Result<Spare> {
+        let spare = self.ready().pop();
+        self.taken.notify_one();
+        spare.map_or_else(|| self.make(), Ok)
+    }
+
+    /// One made now.
+    pub(crate) fn make(&self) -> io::Result<Spare> {
+        self.program.supervisor()
+    }
+
+    /// Keeps as many ready as are wanted. Runs until it is dropped.
+    pub(crate) async fn fill(&self) {
+        loop {
+            while self.ready().len() < self.wanted {
+                match self.make() {
+                    Ok(spare) => self.ready().push(spare),
+                    Err(error) => {
+                        tracing::warn!(%error, "no supervisor can be made ahead");
+                        break;
+                    }
+                }
+            }
+            self.taken.notified().await;
+            // Whoever took it has better use for the processors now.
+            tokio::time::sleep(LULL).await;
+        }
+    }
+
+    /// Ends those that are not needed.
+    pub(crate) async fn dismiss(&self) {
+        let spares: Vec<Spare> = self.ready().drain(..).collect();
+        for Spare { mut child, orders } in spares {
+            drop(orders);
+            let _ = child.wait().await;
+        }
+    }
+
+    fn ready(&self) -> MutexGuard<'_, Vec<Spare>> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

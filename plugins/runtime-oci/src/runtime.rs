@@ -32,7 +32,7 @@ use crate::{
     events::Hub,
     held::{Held, Link},
     place::{Description, Root},
-    program::Program,
+    program::Spares,
     protocol::{Asked, Phase},
 };
 
@@ -49,7 +49,7 @@ pub(crate) struct Containers {
     pub(crate) layout: Layout,
     pub(crate) store: Store,
     pub(crate) networks: Networks,
-    pub(crate) program: Program,
+    pub(crate) spares: Spares,
     pub(crate) table: Table,
     pub(crate) hub: Arc<Hub>,
     pub(crate) tasks: TaskTracker,
@@ -144,15 +144,13 @@ impl Containers {
 
     async fn make(self: Arc<Self>, held: Arc<Held>, spec: ContainerSpec) -> Result<ContainerId> {
         let mut gate = held.gate.lock().await;
-        let made = held.leaving.run_until_cancelled(self.launch(&held, &spec)).await;
-        let error = match made {
-            Some(Ok(link)) => {
+        let error = match self.launch(&held, &spec).await {
+            Ok(link) => {
                 *gate = Some(link);
                 self.hub.tell(&held, ContainerChange::Created);
                 return Ok(held.id.clone());
             }
-            Some(Err(error)) => error,
-            None => removed(&held.name),
+            Err(error) => error,
         };
         drop(gate);
         if let Err(error) = self.clone().dispose(held).await {
@@ -243,12 +241,13 @@ impl Containers {
         };
         let (ended, withdrawn) = tokio::join!(self.end(&held, gate.as_mut()), withdrawn);
         ended.and(withdrawn)?;
-        if let Some(address) = held.address.get() {
-            self.networks.release(*address).await;
-        }
         self.discard(&held.id.0)
             .map_err(failed(format!("the directory of {} cannot be removed", held.name)))?;
         self.store.release(&held.id.0).await?;
+        // Last of all: what fails before is tried again, and the address may be another's as soon as it is free.
+        if let Some(address) = held.address.get() {
+            self.networks.release(*address).await;
+        }
         held.gone.store(true, Ordering::Release);
         self.table.remove(&held);
         self.hub.tell(&held, ContainerChange::Removed);
@@ -300,6 +299,6 @@ pub(crate) fn absent(container: &ContainerRef) -> PluginError {
     PluginError::new(ErrorKind::NotFound, format!("there is no container {}", container.as_str()))
 }
 
-fn removed(name: &str) -> PluginError {
+pub(crate) fn removed(name: &str) -> PluginError {
     PluginError::new(ErrorKind::NotFound, format!("container {name} is being removed"))
 }

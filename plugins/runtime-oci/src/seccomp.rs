@@ -1,6 +1,8 @@
 //! The system call filter: a profile in Docker's format, and what it comes to for one container on this machine.
 //!
-//! Ours, `seccomp/default.json`, allows what Docker's and Podman's both allow. Unlike Docker's it answers "no such call"
+//! Ours, `seccomp/default.json`, follows Docker's: it allows what that allows but io_uring, and of sockets all families
+//! but `AF_ALG` and `AF_VSOCK`. On i386 that does not hold: there `socketcall` makes sockets too, with its arguments
+//! behind a pointer, and no filter of ours or of the engines can look there. Unlike Docker's it answers "no such call"
 //! (`ENOSYS`) to what it does not know, because libraries fall back from that and not from "not permitted"; Docker
 //! leaves that to runc, and libcontainer does not do it. What is known and denied is not permitted (`EPERM`). Programs for
 //! x32 are not filtered but killed: nobody has any, and with them installing a filter would take half as long again.

@@ -49,6 +49,7 @@ use self::{engine::Engine, link::Links, oom::OomWatch, output::Output};
 use crate::{
     cgroup::{Group, Layout},
     place::{self, name},
+    program::assigned,
     protocol::{ARGUMENT, Asked, Launch, Phase, Reason, Said, Status},
 };
 
@@ -94,8 +95,7 @@ pub fn dispatch(mut arguments: impl Iterator<Item = OsString>) -> Option<ExitCod
     if arguments.nth(1)? != ARGUMENT {
         return None;
     }
-    let directory = PathBuf::from(arguments.next()?);
-    let Err(refusal) = supervise(&directory) else {
+    let Err(refusal) = supervise() else {
         return Some(ExitCode::SUCCESS);
     };
     // It goes to the container's directory, for people.
@@ -104,16 +104,21 @@ pub fn dispatch(mut arguments: impl Iterator<Item = OsString>) -> Option<ExitCod
 }
 
 /// From the first words of the service to the end of the container.
-fn supervise(directory: &Path) -> Result<(), Refusal> {
+fn supervise() -> Result<(), Refusal> {
     // Its name in a list of processes; without it the descriptor's number it was executed from stands there.
     let _ = rustix::thread::set_name(c"host-service:su");
     // What is typed at the service's terminal is not for this process, nor for the container.
     setsid().map_err(Refusal::of("leaving the service's session"))?;
     set_child_subreaper(Some(getpid()))
         .map_err(Refusal::of("becoming the reaper of the container's processes"))?;
+    let Some(Assignment { directory, listener, network }) =
+        assignment().map_err(Refusal::of("taking over a container"))?
+    else {
+        return Ok(());
+    };
+    let directory = directory.as_path();
     chdir(directory).map_err(Refusal::of("entering the container's directory"))?;
     let _lock = lock()?;
-    let (listener, network) = inherited().map_err(Refusal::of("taking over descriptors"))?;
     let mut links = Links::new(listener).map_err(Refusal::of("listening"))?;
     let Some(launch) = links.first_words(FIRST_WORDS)? else {
         // The service died before it could say anything: there is nothing to undo.
@@ -143,14 +148,28 @@ fn lock() -> Result<File, Refusal> {
     Ok(lock)
 }
 
-/// The socket to listen on is standard input, the network namespace standard output: both are moved out of the way.
-fn inherited() -> io::Result<(UnixListener, OwnedFd)> {
-    let listener = io::stdin().as_fd().try_clone_to_owned()?;
-    let network = io::stdout().as_fd().try_clone_to_owned()?;
+/// Which container it is, and what belongs to it.
+struct Assignment {
+    directory: PathBuf,
+    listener: UnixListener,
+    /// Nothing of use where the container has the host's network.
+    network: OwnedFd,
+}
+
+/// Waits for it on standard input; `None` when the service has ended first.
+fn assignment() -> io::Result<Option<Assignment>> {
+    let Some((directory, descriptors)) = assigned(io::stdin().as_fd())? else {
+        return Ok(None);
+    };
     let null = File::options().read(true).write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
-    rustix::stdio::dup2_stdout(&null)?;
-    Ok((UnixListener::from(listener), network))
+    let mut descriptors = descriptors.into_iter();
+    let (Some(listener), Some(log)) = (descriptors.next(), descriptors.next()) else {
+        return Err(io::Error::other("descriptors are missing"));
+    };
+    rustix::stdio::dup2_stderr(&log)?;
+    let network = descriptors.next().unwrap_or_else(|| null.into());
+    Ok(Some(Assignment { directory, listener: UnixListener::from(listener), network }))
 }
 
 /// A container and what is known of it.

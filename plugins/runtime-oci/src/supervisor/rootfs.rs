@@ -108,7 +108,7 @@ fn mount_point(mounts: &str, path: &Path) -> String {
 /// Whether what is mounted there is seen by other mount namespaces. The latest mount hides the earlier ones.
 fn is_shared(mounts: &str, point: &str) -> bool {
     let at = |line: &&str| line.split(' ').nth(4).is_some_and(|at| unescape(at) == point);
-    let latest = mounts.lines().filter(at).next_back();
+    let latest = mounts.lines().rfind(at);
     latest.is_some_and(|line| line.split(" - ").next().unwrap_or_default().contains(" shared:"))
 }
 
