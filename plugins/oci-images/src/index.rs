@@ -73,8 +73,9 @@ impl Index {
         files::replace(path, &content).map_err(|error| failed(doing, error))
     }
 
+    /// An id means the image of that id, whatever the names say.
     pub(crate) fn find(&self, name: &Name) -> Option<(&Digest, &Record)> {
-        let id = self.names.get(name).cloned().or_else(|| name.as_id())?;
+        let id = name.as_id().or_else(|| self.names.get(name).cloned())?;
         self.images.get_key_value(&id)
     }
 
@@ -157,6 +158,18 @@ mod tests {
         assert_eq!(directories(&index, &["a", "b"]), ["l/b", "l/a"]);
         assert_eq!(directories(&index, &["a", "b", "a"]), ["l/a", "l/b"]);
         assert_eq!(index.image(&digest("i"), &record(&["a", "b", "a"])).size_bytes, 20);
+    }
+
+    #[test]
+    fn an_id_is_looked_for_among_the_images_and_not_among_the_names() {
+        let mut index = Index::default();
+        for image in ["a", "b"] {
+            index.images.insert(digest(image), record(&[]));
+        }
+        index.names.insert(Name::id(&digest("a")), digest("b"));
+        index.names.insert(Name::id(&digest("c")), digest("b"));
+        assert_eq!(index.find(&Name::id(&digest("a"))).unwrap().0, &digest("a"));
+        assert_eq!(index.find(&Name::id(&digest("c"))), None);
     }
 
     #[test]

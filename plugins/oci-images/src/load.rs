@@ -176,10 +176,20 @@ fn names(descriptor: &Descriptor) -> Result<Vec<Name>> {
         return Ok(Vec::new());
     };
     if let Some(name) = annotations.get(IMAGE_NAME) {
-        return Ok(vec![Name::parse(name)?]);
+        return Ok(vec![given(name)?]);
     }
     let name = annotations.get(REF_NAME).filter(|name| name.contains([':', '/']));
-    name.map(|name| Name::parse(name)).into_iter().collect()
+    name.map(|name| given(name)).into_iter().collect()
+}
+
+/// # Errors
+/// `Invalid` for a digest: it says what content is, and an archive could say anything.
+fn given(name: &str) -> Result<Name> {
+    let parsed = Name::parse(name)?;
+    if parsed.has_digest() {
+        return Err(invalid(format!("{name} names content; an archive can only give its images tags")));
+    }
+    Ok(parsed)
 }
 
 /// An image in the list that `docker save` writes.
@@ -212,7 +222,7 @@ impl Saved {
             layers.push((id, Layer { member, blob }));
         }
         let tags = self.repo_tags.unwrap_or_default();
-        let names = tags.iter().map(|name| Name::parse(name)).collect::<Result<_>>()?;
+        let names = tags.iter().map(|name| given(name)).collect::<Result<_>>()?;
         Ok(Found { names, image, layers })
     }
 }

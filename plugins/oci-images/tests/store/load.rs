@@ -104,6 +104,22 @@ async fn an_image_without_a_name_goes_by_its_id() {
 }
 
 #[tokio::test]
+async fn an_archive_cannot_take_the_name_of_content() {
+    let place = Place::new().await;
+    let other = Image::new(&[&layer("other")]).id();
+    for digest in [other.clone(), format!("test/a@{other}"), format!("test/a:1@{other}")] {
+        let image = Image::new(&[&layer("x")]).named(&digest);
+        place.refuses(&image.layout(), "names content").await;
+        place.refuses(&image.saved().tar(), "names content").await;
+        let mut members = image.members();
+        members.edit("index.json", |index| {
+            index["manifests"][0]["annotations"] = json!({ "org.opencontainers.image.ref.name": digest });
+        });
+        place.refuses(&members.tar(), "names content").await;
+    }
+}
+
+#[tokio::test]
 async fn this_host_is_chosen_from_an_index() {
     let place = Place::new().await;
     let (ours, mut other) = (Image::new(&[&layer("ours")]), Image::new(&[&layer("other")]));
