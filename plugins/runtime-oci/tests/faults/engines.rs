@@ -12,7 +12,7 @@ use host_core::{
     runtime::{ContainerState, Network, Runtime},
 };
 
-use crate::world::{LONG, World, eventually, exit, named, seen, start, within};
+use crate::world::{LONG, World, elsewhere, eventually, exit, named, seen, start, within};
 
 const SOON: Duration = Duration::from_secs(8);
 
@@ -44,19 +44,21 @@ pub(crate) async fn runs(world: &World, words: &str) {
     .await;
 }
 
-async fn refused(cases: &str) -> (PluginError, PathBuf) {
-    let mut world = World::new();
-    let engine = script(&world, cases);
-    world.config.binary = Some(engine.clone());
-    let runtime = world.with_images().await;
-    let mut spec = world.shell("refused", "true");
-    spec.network = Network::Bridge;
-    let error = within(SOON, "the creation", runtime.create(&spec)).await.unwrap_err();
-    assert_eq!(runtime.inspect(&named("refused")).await.unwrap(), None);
-    world.is_clean().await;
-    runtime.close().await.unwrap();
-    world.is_untouched().await;
-    (error, engine)
+fn refused(cases: &str) -> (PluginError, PathBuf) {
+    elsewhere(async || {
+        let mut world = World::new();
+        let engine = script(&world, cases);
+        world.config.binary = Some(engine.clone());
+        let runtime = world.with_images().await;
+        let mut spec = world.shell("refused", "true");
+        spec.network = Network::Bridge;
+        let error = within(SOON, "the creation", runtime.create(&spec)).await.unwrap_err();
+        assert_eq!(runtime.inspect(&named("refused")).await.unwrap(), None);
+        world.is_clean().await;
+        runtime.close().await.unwrap();
+        world.is_untouched().await;
+        (error, engine)
+    })
 }
 
 fn names(error: &PluginError, engine: &Path, more: &str) {
@@ -64,32 +66,32 @@ fn names(error: &PluginError, engine: &Path, more: &str) {
     assert!(text.contains(engine.to_str().unwrap()) && text.contains(more), "{text:?} lacks {more:?}");
 }
 
-#[tokio::test]
-async fn one_that_fails_is_named_with_what_it_said() {
-    let (error, engine) = refused("create) echo the moon is full >$complaints; exit 3 ;;").await;
+#[test]
+fn one_that_fails_is_named_with_what_it_said() {
+    let (error, engine) = refused("create) echo the moon is full >$complaints; exit 3 ;;");
     names(&error, &engine, "the moon is full");
     names(&error, &engine, "exit status: 3");
     assert_eq!(error.kind(), ErrorKind::Internal);
 }
 
-#[tokio::test]
-async fn one_that_fails_in_silence_is_named() {
-    let (error, engine) = refused("create) exit 1 ;;").await;
+#[test]
+fn one_that_fails_in_silence_is_named() {
+    let (error, engine) = refused("create) exit 1 ;;");
     names(&error, &engine, "it does not say why");
 }
 
-#[tokio::test]
-async fn one_that_names_no_process_is_refused() {
-    let (error, engine) = refused("create) exit 0 ;;").await;
+#[test]
+fn one_that_names_no_process_is_refused() {
+    let (error, engine) = refused("create) exit 0 ;;");
     names(&error, &engine, "named no process of its own");
 }
 
-#[tokio::test]
-async fn one_that_names_a_process_that_is_none_is_refused() {
+#[test]
+fn one_that_names_a_process_that_is_none_is_refused() {
     for pid in ["0", "-1", "nonsense", "1", "2147483647"] {
         let case =
             format!("create) while [ $# -gt 0 ]; do [ $1 = --pid-file ] && echo {pid} >$2; shift; done ;;");
-        let (error, _) = refused(&case).await;
+        let (error, _) = refused(&case);
         assert_eq!(error.kind(), ErrorKind::Internal, "{pid}: {error}");
     }
 }

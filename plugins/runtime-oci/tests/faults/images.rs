@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::{
     image::{Image, Layer},
     told::log,
-    world::{World, exit, host_programs, named, spec, start, tools_layer},
+    world::{World, elsewhere, exit, host_programs, named, spec, start, tools_layer},
 };
 
 const NAME: &str = "test/people:1";
@@ -24,28 +24,30 @@ fn people() -> Layer {
 }
 
 /// What a container of an image with this configuration prints; `command` replaces the image's own.
-async fn printed(config: Value, command: &[&str], binary: Option<&str>) -> String {
-    let mut world = World::new();
-    world.config.binary = binary.map(Into::into);
-    let runtime = world.open().await;
-    world.load(&runtime, Image::new(NAME, people()).saying(config)).await;
-    let mut spec = spec("person", NAME);
-    spec.mounts = host_programs();
-    spec.command = command.iter().map(|word| (*word).to_owned()).collect();
-    start(&runtime, &spec).await;
-    let code = exit(&runtime, "person").await.code;
-    let printed = log(&runtime, "person").await;
-    assert_eq!(code, Some(0), "{printed}");
-    runtime.remove(&named("person")).await.unwrap();
-    world.is_clean().await;
-    runtime.close().await.unwrap();
-    printed
+fn printed(config: Value, command: &[&str], binary: Option<&str>) -> String {
+    elsewhere(async || {
+        let mut world = World::new();
+        world.config.binary = binary.map(Into::into);
+        let runtime = world.open().await;
+        world.load(&runtime, Image::new(NAME, people()).saying(config.clone())).await;
+        let mut spec = spec("person", NAME);
+        spec.mounts = host_programs();
+        spec.command = command.iter().map(|word| (*word).to_owned()).collect();
+        start(&runtime, &spec).await;
+        let code = exit(&runtime, "person").await.code;
+        let printed = log(&runtime, "person").await;
+        assert_eq!(code, Some(0), "{printed}");
+        runtime.remove(&named("person")).await.unwrap();
+        world.is_clean().await;
+        runtime.close().await.unwrap();
+        printed
+    })
 }
 
 const WHO: &str = "echo $(id -u) $(id -g) $(id -G) in $HOME";
 
-#[tokio::test]
-async fn it_runs_as_the_images_user() {
+#[test]
+fn it_runs_as_the_images_user() {
     for binary in [None, Some("crun")] {
         for (user, expected) in [
             ("", "0 0 0 in /root\n"),
@@ -56,7 +58,7 @@ async fn it_runs_as_the_images_user() {
             ("77:78", "77 78 78 in /\n"),
         ] {
             let config = json!({ "User": user, "Entrypoint": ["/bin/sh", "-c", WHO] });
-            assert_eq!(printed(config, &[], binary).await, expected, "{user:?} with {binary:?}");
+            assert_eq!(printed(config, &[], binary), expected, "{user:?} with {binary:?}");
         }
     }
 }
@@ -77,8 +79,8 @@ async fn an_image_whose_user_is_not_in_it_is_refused() {
     runtime.close().await.unwrap();
 }
 
-#[tokio::test]
-async fn the_entry_point_comes_before_the_command_in_the_working_directory() {
+#[test]
+fn the_entry_point_comes_before_the_command_in_the_working_directory() {
     let config = json!({
         "Entrypoint": ["/bin/sh", "-c", "echo $0 $1 $GREETING in $(pwd); ls -ld . | cut -c1-10"],
         "Cmd": ["own", "words"],
@@ -86,47 +88,46 @@ async fn the_entry_point_comes_before_the_command_in_the_working_directory() {
         "WorkingDir": "/made/by/nobody",
     });
     for binary in [None, Some("crun")] {
+        assert_eq!(printed(config.clone(), &[], binary), "own words hello in /made/by/nobody\ndrwxr-xr-x\n");
         assert_eq!(
-            printed(config.clone(), &[], binary).await,
-            "own words hello in /made/by/nobody\ndrwxr-xr-x\n"
-        );
-        assert_eq!(
-            printed(config.clone(), &["given"], binary).await,
+            printed(config.clone(), &["given"], binary),
             "given hello in /made/by/nobody\ndrwxr-xr-x\n"
         );
     }
     let command = json!({ "Cmd": ["/bin/sh", "-c", "echo alone"] });
-    assert_eq!(printed(command, &[], None).await, "alone\n");
+    assert_eq!(printed(command, &[], None), "alone\n");
 }
 
-#[tokio::test]
-async fn another_user_than_root_can_open_its_output_again() {
+#[test]
+fn another_user_than_root_can_open_its_output_again() {
     let config = json!({ "User": "app", "Entrypoint": ["/bin/sh", "-c", "echo again >/dev/stdout; echo wrong >/dev/stderr"] });
     for binary in [None, Some("crun")] {
-        let printed = printed(config.clone(), &[], binary).await;
+        let printed = printed(config.clone(), &[], binary);
         assert!(printed.contains("again\n") && printed.contains("wrong\n"), "{printed}");
     }
 }
 
-#[tokio::test]
-async fn a_program_that_is_not_there_or_is_none_is_the_images_fault() {
+#[test]
+fn a_program_that_is_not_there_or_is_none_is_the_images_fault() {
     for binary in [None, Some("crun")] {
-        let mut world = World::new();
-        world.config.binary = binary.map(Into::into);
-        let runtime = world.open().await;
-        for program in ["/nowhere", "nowhere", "/data", "/etc"] {
-            let config = json!({ "Entrypoint": [program] });
-            let layer = people().file("data", 0o644, "no program");
-            world.load(&runtime, Image::new(NAME, layer).saying(config)).await;
-            let made = match runtime.create(&spec("broken", NAME)).await {
-                Ok(_) => runtime.start(&named("broken")).await,
-                Err(error) => Err(error),
-            };
-            let error = made.map(|()| panic!("{program} runs")).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Invalid, "{program} with {binary:?}: {error}");
-            runtime.remove(&named("broken")).await.unwrap();
-        }
-        world.is_clean().await;
-        runtime.close().await.unwrap();
+        elsewhere(async || {
+            let mut world = World::new();
+            world.config.binary = binary.map(Into::into);
+            let runtime = world.open().await;
+            for program in ["/nowhere", "nowhere", "/data", "/etc"] {
+                let config = json!({ "Entrypoint": [program] });
+                let layer = people().file("data", 0o644, "no program");
+                world.load(&runtime, Image::new(NAME, layer).saying(config)).await;
+                let made = match runtime.create(&spec("broken", NAME)).await {
+                    Ok(_) => runtime.start(&named("broken")).await,
+                    Err(error) => Err(error),
+                };
+                let error = made.map(|()| panic!("{program} runs")).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Invalid, "{program} with {binary:?}: {error}");
+                runtime.remove(&named("broken")).await.unwrap();
+            }
+            world.is_clean().await;
+            runtime.close().await.unwrap();
+        });
     }
 }

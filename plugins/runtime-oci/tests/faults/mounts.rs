@@ -13,7 +13,7 @@ use runtime_oci::OciRuntime;
 
 use crate::{
     told::{follow, log, until},
-    world::{World, bind, eventually, exit, named, output, seen, start},
+    world::{World, bind, elsewhere, eventually, exit, named, output, seen, start},
 };
 
 /// Binds a directory of the host at `/bound`.
@@ -40,31 +40,33 @@ async fn inside(runtime: &OciRuntime, name: &str, path: &str) -> Option<String> 
     fs::read_to_string(format!("/proc/{pid}/root/{path}")).ok()
 }
 
-#[tokio::test]
-async fn later_mounts_of_the_host_are_seen_through_a_slave_and_not_through_a_private_bind() {
+#[test]
+fn later_mounts_of_the_host_are_seen_through_a_slave_and_not_through_a_private_bind() {
     for binary in [None, Some("crun")] {
-        let mut world = World::new();
-        world.config.binary = binary.map(PathBuf::from);
-        let runtime = world.with_images().await;
-        let (slave, slave_source) = binding(&world, "slave", Propagation::Slave, "exec sleep 1000");
-        let (mut private, source) = binding(&world, "private", Propagation::Private, "exec sleep 1000");
-        // Beside a slave, which must not open it.
-        private.mounts.push(host_core::runtime::Mount {
-            target: "/other".into(),
-            ..slave.mounts.last().unwrap().clone()
+        elsewhere(async || {
+            let mut world = World::new();
+            world.config.binary = binary.map(PathBuf::from);
+            let runtime = world.with_images().await;
+            let (slave, slave_source) = binding(&world, "slave", Propagation::Slave, "exec sleep 1000");
+            let (mut private, source) = binding(&world, "private", Propagation::Private, "exec sleep 1000");
+            // Beside a slave, which must not open it.
+            private.mounts.push(host_core::runtime::Mount {
+                target: "/other".into(),
+                ..slave.mounts.last().unwrap().clone()
+            });
+            start(&runtime, &slave).await;
+            start(&runtime, &private).await;
+            mount(&slave_source.join("late"));
+            mount(&source.join("late"));
+            assert_eq!(inside(&runtime, "slave", "bound/late/file").await.as_deref(), Some("late"));
+            assert_eq!(inside(&runtime, "private", "other/late/file").await.as_deref(), Some("late"));
+            assert_eq!(inside(&runtime, "private", "bound/late/file").await, None);
+            for name in ["slave", "private"] {
+                runtime.remove(&named(name)).await.unwrap();
+            }
+            world.is_clean().await;
+            runtime.close().await.unwrap();
         });
-        start(&runtime, &slave).await;
-        start(&runtime, &private).await;
-        mount(&slave_source.join("late"));
-        mount(&source.join("late"));
-        assert_eq!(inside(&runtime, "slave", "bound/late/file").await.as_deref(), Some("late"));
-        assert_eq!(inside(&runtime, "private", "other/late/file").await.as_deref(), Some("late"));
-        assert_eq!(inside(&runtime, "private", "bound/late/file").await, None);
-        for name in ["slave", "private"] {
-            runtime.remove(&named(name)).await.unwrap();
-        }
-        world.is_clean().await;
-        runtime.close().await.unwrap();
     }
 }
 
@@ -77,30 +79,32 @@ fn mounting(world: &World, propagation: Propagation) -> (ContainerSpec, PathBuf)
     (spec, source)
 }
 
-#[tokio::test]
-async fn mounts_made_inside_are_seen_outside_only_if_shared() {
+#[test]
+fn mounts_made_inside_are_seen_outside_only_if_shared() {
     for binary in [None, Some("crun")] {
         for (propagation, visible) in
             [(Propagation::Shared, true), (Propagation::Slave, false), (Propagation::Private, false)]
         {
-            let mut world = World::new();
-            world.config.binary = binary.map(PathBuf::from);
-            let runtime = world.with_images().await;
-            let (spec, source) = mounting(&world, propagation);
-            // A file system of its own, as it has to be.
-            let path = source.to_str().unwrap();
-            output("mount", &["--bind", path, path]);
-            let mounts = || fs::read_to_string("/proc/thread-self/mountinfo").unwrap().lines().count();
-            let before = mounts();
-            start(&runtime, &spec).await;
-            until(&mut follow(&runtime, "mounting").await, "done 0\n").await;
-            assert_eq!(inside(&runtime, "mounting", "bound/made/file").await.as_deref(), Some("made\n"));
-            let outside = fs::read_to_string(source.join("made/file")).ok();
-            assert_eq!(outside.is_some(), visible, "{propagation:?} with {binary:?}");
-            assert_eq!(mounts() - before, usize::from(visible) * 2, "{propagation:?} with {binary:?}");
-            runtime.remove(&named("mounting")).await.unwrap();
-            world.is_clean().await;
-            runtime.close().await.unwrap();
+            elsewhere(async || {
+                let mut world = World::new();
+                world.config.binary = binary.map(PathBuf::from);
+                let runtime = world.with_images().await;
+                let (spec, source) = mounting(&world, propagation);
+                // A file system of its own, as it has to be.
+                let path = source.to_str().unwrap();
+                output("mount", &["--bind", path, path]);
+                let mounts = || fs::read_to_string("/proc/thread-self/mountinfo").unwrap().lines().count();
+                let before = mounts();
+                start(&runtime, &spec).await;
+                until(&mut follow(&runtime, "mounting").await, "done 0\n").await;
+                assert_eq!(inside(&runtime, "mounting", "bound/made/file").await.as_deref(), Some("made\n"));
+                let outside = fs::read_to_string(source.join("made/file")).ok();
+                assert_eq!(outside.is_some(), visible, "{propagation:?} with {binary:?}");
+                assert_eq!(mounts() - before, usize::from(visible) * 2, "{propagation:?} with {binary:?}");
+                runtime.remove(&named("mounting")).await.unwrap();
+                world.is_clean().await;
+                runtime.close().await.unwrap();
+            });
         }
     }
 }
@@ -133,28 +137,30 @@ async fn what_cannot_be_shared_is_refused_with_a_remedy() {
     runtime.close().await.unwrap();
 }
 
-#[tokio::test]
-async fn read_only_is_all_below_it_too() {
+#[test]
+fn read_only_is_all_below_it_too() {
     for binary in [None, Some("crun")] {
-        let mut world = World::new();
-        world.config.binary = binary.map(PathBuf::from);
-        let runtime = world.with_images().await;
-        let (mut spec, source) = binding(
-            &world,
-            "reading",
-            Propagation::Private,
-            "cat /bound/below/file; for at in /bound /bound/below; do echo x >$at/new && echo written at $at; done; exit 0",
-        );
-        mount(&source.join("below"));
-        let last = spec.mounts.len() - 1;
-        spec.mounts[last].read_only = true;
-        start(&runtime, &spec).await;
-        assert_eq!(exit(&runtime, "reading").await.code, Some(0));
-        let said = log(&runtime, "reading").await;
-        assert!(said.starts_with("late") && !said.contains("written at"), "with {binary:?}: {said}");
-        runtime.remove(&named("reading")).await.unwrap();
-        world.is_clean().await;
-        runtime.close().await.unwrap();
+        elsewhere(async || {
+            let mut world = World::new();
+            world.config.binary = binary.map(PathBuf::from);
+            let runtime = world.with_images().await;
+            let (mut spec, source) = binding(
+                &world,
+                "reading",
+                Propagation::Private,
+                "cat /bound/below/file; for at in /bound /bound/below; do echo x >$at/new && echo written at $at; done; exit 0",
+            );
+            mount(&source.join("below"));
+            let last = spec.mounts.len() - 1;
+            spec.mounts[last].read_only = true;
+            start(&runtime, &spec).await;
+            assert_eq!(exit(&runtime, "reading").await.code, Some(0));
+            let said = log(&runtime, "reading").await;
+            assert!(said.starts_with("late") && !said.contains("written at"), "with {binary:?}: {said}");
+            runtime.remove(&named("reading")).await.unwrap();
+            world.is_clean().await;
+            runtime.close().await.unwrap();
+        });
     }
 }
 

@@ -6,7 +6,7 @@ use host_core::runtime::Runtime;
 
 use crate::{
     told::{bytes, follow, log, tail, text, until},
-    world::{World, bind, exit, named, start},
+    world::{World, bind, elsewhere, exit, named, start},
 };
 
 const LOG_BYTES: u64 = 4096;
@@ -16,30 +16,32 @@ fn numbers(log: &str) -> Vec<u32> {
     log.lines().map(|line| line.parse().unwrap_or_else(|_| panic!("{line:?} is no number"))).collect()
 }
 
-#[tokio::test]
-async fn the_newest_of_much_output_is_kept() {
+#[test]
+fn the_newest_of_much_output_is_kept() {
     for terminal in [false, true] {
-        let mut world = World::new();
-        world.config.log_bytes = LOG_BYTES;
-        let runtime = world.with_images().await;
-        let mut spec = world.shell("loud", "seq 1 20000");
-        spec.terminal = terminal;
-        start(&runtime, &spec).await;
-        exit(&runtime, "loud").await;
-        let sizes = ["log", "log.1"].map(|file| fs::metadata(world.log(file)).unwrap().len());
-        assert!(sizes.iter().all(|size| *size <= 64 << 10), "{sizes:?}");
-        let whole = log(&runtime, "loud").await;
-        // The oldest line may be cut.
-        let kept = numbers(whole.split_once('\n').unwrap().1);
-        assert_eq!(kept.last(), Some(&20_000));
-        assert!(kept.is_sorted_by(|one, next| *next == one + 1), "there is a hole in {kept:?}");
-        for lines in [1, 10, 500] {
-            let last = numbers(&tail(&runtime, "loud", lines).await);
-            let lines = usize::try_from(lines).unwrap().min(kept.len());
-            assert_eq!(last[last.len() - lines..], kept[kept.len() - lines..]);
-        }
-        runtime.remove(&named("loud")).await.unwrap();
-        runtime.close().await.unwrap();
+        elsewhere(async || {
+            let mut world = World::new();
+            world.config.log_bytes = LOG_BYTES;
+            let runtime = world.with_images().await;
+            let mut spec = world.shell("loud", "seq 1 20000");
+            spec.terminal = terminal;
+            start(&runtime, &spec).await;
+            exit(&runtime, "loud").await;
+            let sizes = ["log", "log.1"].map(|file| fs::metadata(world.log(file)).unwrap().len());
+            assert!(sizes.iter().all(|size| *size <= 64 << 10), "{sizes:?}");
+            let whole = log(&runtime, "loud").await;
+            // The oldest line may be cut.
+            let kept = numbers(whole.split_once('\n').unwrap().1);
+            assert_eq!(kept.last(), Some(&20_000));
+            assert!(kept.is_sorted_by(|one, next| *next == one + 1), "there is a hole in {kept:?}");
+            for lines in [1, 10, 500] {
+                let last = numbers(&tail(&runtime, "loud", lines).await);
+                let lines = usize::try_from(lines).unwrap().min(kept.len());
+                assert_eq!(last[last.len() - lines..], kept[kept.len() - lines..]);
+            }
+            runtime.remove(&named("loud")).await.unwrap();
+            runtime.close().await.unwrap();
+        });
     }
 }
 
@@ -74,9 +76,11 @@ async fn who_follows_misses_nothing_when_the_log_begins_anew() {
 #[tokio::test]
 async fn every_reader_that_comes_while_it_writes_sees_no_hole() {
     let mut world = World::new();
-    world.config.log_bytes = 1 << 20;
+    world.config.log_bytes = 256 << 10;
     let runtime = world.with_images().await;
-    start(&runtime, &world.shell("writing", "seq 1 400000")).await;
+    // Slower than it is read.
+    let words = "for part in $(seq 10 60); do seq ${part}0000 ${part}9999; sleep 0.05; done";
+    start(&runtime, &world.shell("writing", words)).await;
     let mut lengths = BTreeSet::new();
     loop {
         let ended = !matches!(
@@ -143,18 +147,20 @@ fn cpu_ticks(world: &World) -> u64 {
     fields.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
 }
 
-#[tokio::test]
-async fn a_grandchild_that_holds_the_output_does_not_hold_up_the_end() {
+#[test]
+fn a_grandchild_that_holds_the_output_does_not_hold_up_the_end() {
     for terminal in [false, true] {
-        let world = World::new();
-        let runtime = world.with_images().await;
-        let mut spec = world.shell("daemon", "(setsid sleep 1000 &) ; echo gone; exit 5");
-        spec.terminal = terminal;
-        start(&runtime, &spec).await;
-        assert_eq!(text(follow(&runtime, "daemon").await).await.trim(), "gone");
-        assert_eq!(exit(&runtime, "daemon").await.code, Some(5));
-        runtime.remove(&named("daemon")).await.unwrap();
-        world.is_clean().await;
-        runtime.close().await.unwrap();
+        elsewhere(async || {
+            let world = World::new();
+            let runtime = world.with_images().await;
+            let mut spec = world.shell("daemon", "(setsid sleep 1000 &) ; echo gone; exit 5");
+            spec.terminal = terminal;
+            start(&runtime, &spec).await;
+            assert_eq!(text(follow(&runtime, "daemon").await).await.trim(), "gone");
+            assert_eq!(exit(&runtime, "daemon").await.code, Some(5));
+            runtime.remove(&named("daemon")).await.unwrap();
+            world.is_clean().await;
+            runtime.close().await.unwrap();
+        });
     }
 }

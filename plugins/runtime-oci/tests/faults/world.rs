@@ -44,7 +44,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// To be called first: the thread that calls it, and all that it makes, leave the host.
+    /// To be called first, and once: the thread that calls it, and all that it makes, leave the host.
     pub(crate) fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         apart();
@@ -245,6 +245,17 @@ impl Drop for World {
             std::thread::sleep(PAUSE);
         }
     }
+}
+
+/// Work with a world of its own, among others in one test. What a runtime's idle threads have of an earlier world is gone
+/// with them.
+pub(crate) fn elsewhere<T: Send>(work: impl AsyncFnOnce() -> T + Send) -> T {
+    let work = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(work())
+    };
+    let done = std::thread::scope(|scope| scope.spawn(work).join());
+    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// A host whose mounts are shared, as systemd has them, so that those which escape are seen.
