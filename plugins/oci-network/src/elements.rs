@@ -10,7 +10,8 @@ use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE};
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterProtoFamily,
     nftables::{
-        DataAttribute, ListAttribute, NfTablesMessage, SetElementAttribute, SetElementList, SetElementMessage,
+        DataAttribute, ListAttribute, NfTablesMessage, SetElementAttribute, SetElementList,
+        SetElementMessage, TableAttribute, TableMessage,
     },
     none::ControlMessage,
 };
@@ -42,6 +43,15 @@ pub(crate) fn change(
     }
     messages.push((control(ControlMessage::BatchEnd), 0));
     netlink.transact(messages)
+}
+
+/// Whether the table is there at all.
+pub(crate) fn is_there(netlink: &mut Netlink, table: &str) -> io::Result<bool> {
+    let named = TableMessage { attributes: vec![TableAttribute::Name(table.to_owned())] };
+    match netlink.ask(wrap(NfTablesMessage::GetTable(named)), 0) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        other => other.map(|()| true),
+    }
 }
 
 fn header(family: NetfilterProtoFamily, resource: u16) -> NetfilterHeader {

@@ -7,6 +7,9 @@
 //!                                                            each alone, nft replacing the table
 //! ```
 //!
+//! Once a second it looks whether the table is still there: without
+//! it nothing keeps containers from the host and from each other. A lost one is replaced whole, as is one in doubt.
+//!
 //! A batch holds at most one change per address, and never gives a port away that it withdraws, so that its
 //! order does not matter. A request whose caller has gone is applied like any other: the caller undoes it by
 //! withdrawing, which comes later on the same channel.
@@ -18,6 +21,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use host_core::{
@@ -26,7 +30,7 @@ use host_core::{
 };
 use tokio::{
     sync::{mpsc, oneshot},
-    time::timeout,
+    time::{MissedTickBehavior, interval, timeout},
 };
 
 use crate::{
@@ -39,6 +43,9 @@ use crate::{
 
 /// Changes waiting for the one that is being applied.
 const QUEUE: usize = 1024;
+
+/// Between two looks at whether the table is still there; one takes microseconds.
+const LOOK: Duration = Duration::from_secs(1);
 
 type Answer = Result<(), PluginError>;
 
@@ -145,12 +152,21 @@ struct State {
 impl State {
     async fn run(mut self, mut inbox: mpsc::Receiver<Message>) {
         let mut waiting = VecDeque::new();
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            if waiting.is_empty() {
-                match inbox.recv().await {
+            // While changes keep coming, too.
+            tokio::select! {
+                biased;
+                _ = look.tick() => {
+                    self.heal().await;
+                    continue;
+                }
+                message = inbox.recv(), if waiting.is_empty() => match message {
                     Some(message) => waiting.push_back(message),
                     None => return,
-                }
+                },
+                () = std::future::ready(()), if !waiting.is_empty() => {}
             }
             while let Ok(message) = inbox.try_recv() {
                 waiting.push_back(message);
@@ -257,6 +273,43 @@ impl State {
         let done = timeout(DEADLINE, error::blocking("changing published ports", work)).await;
         self.socket = Some(done.unwrap_or_else(|_| Err(error::late("changing published ports")))?);
         Ok(())
+    }
+
+    /// Puts the table back if somebody removed it, or a transaction left it in doubt.
+    async fn heal(&mut self) {
+        if !self.in_doubt {
+            match self.is_there().await {
+                Ok(true) => return,
+                Ok(false) => tracing::warn!(
+                    table = self.rules.key.table(),
+                    "somebody removed the containers' nftables table; it is put back"
+                ),
+                Err(error) => {
+                    tracing::warn!(error = %host_core::chain(&error), "the containers' table cannot be looked at");
+                    return;
+                }
+            }
+        }
+        self.in_doubt = true;
+        match self.write(&[]).await {
+            Ok(()) => tracing::info!("the containers' nftables table is whole again"),
+            Err(error) => {
+                tracing::warn!(error = %host_core::chain(&error), "the containers' table cannot be put back yet");
+            }
+        }
+    }
+
+    async fn is_there(&mut self) -> Result<bool, PluginError> {
+        const DOING: &str = "looking at the containers' table";
+        let (socket, table) = (self.socket.take(), self.rules.key.table());
+        let work = move || {
+            let mut socket = socket.map_or_else(Netlink::netfilter, Ok)?;
+            elements::is_there(&mut socket, &table).map(|there| (there, socket))
+        };
+        let done = timeout(DEADLINE, error::blocking(DOING, work)).await;
+        let (there, socket) = done.unwrap_or_else(|_| Err(error::late(DOING)))?;
+        self.socket = Some(socket);
+        Ok(there)
     }
 
     /// The table as it is to be, whatever it was: another program may have flushed it.

@@ -1,11 +1,12 @@
 //! The `nft` program missing, failing, hanging; others' rules.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
+use std::{fs, net::Ipv4Addr, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
 
 use host_core::ErrorKind;
 
 use super::world::{
-    HOST, KEY, World, call, config, container, eventually, inventory, on_scratch_host, run, tcp,
+    HOST, KEY, World, assert_silent, call, config, container, eventually, here, inventory, on_scratch_host,
+    run, serve, tcp,
 };
 use crate::{check, nft::Nft};
 
@@ -69,8 +70,8 @@ fn what_a_hung_program_may_have_done_is_made_good() {
         let networks = world.open_with(wrapped(&world, &late), config(0), Vec::new()).await.unwrap();
         let (one, two) = (container(&networks, "one").await, container(&networks, "two").await);
         // Without its table the quick way fails, and the program is asked.
-        run("nft", "flush ruleset");
         fs::write(&hang, "").unwrap();
+        run("nft", "flush ruleset");
         let error = networks.publish(one.address, &[tcp(8080, 80)]).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Timeout);
         fs::remove_file(&hang).unwrap();
@@ -122,6 +123,26 @@ fn a_table_that_somebody_flushed_comes_back_whole() {
         run("nft", "flush ruleset");
         networks.release(one.address).await;
         assert!(call(&world.outside, HOST, 8081).unwrap().starts_with("two"));
+    });
+}
+
+#[test]
+fn a_table_that_somebody_flushed_comes_back_without_any_change() {
+    on_scratch_host(async |world| {
+        let networks = world.open().await;
+        let one = container(&networks, "one").await;
+        networks.publish(one.address, &[tcp(8080, 80)]).await.unwrap();
+        serve(here(), Ipv4Addr::UNSPECIFIED, 9000, "host");
+        for how in ["flush ruleset".to_owned(), format!("delete table inet host-service-{KEY}")] {
+            run("nft", &how);
+            eventually("the table is back", || run("nft", "list tables").contains(KEY)).await;
+            assert_silent(&one.namespace, HOST, 9000, "to the host");
+            assert!(call(&world.outside, HOST, 8080).unwrap().starts_with("one"));
+        }
+        run("nft", "flush ruleset");
+        networks.release(one.address).await;
+        networks.close().await.unwrap();
+        assert!(!run("nft", "list tables").contains(KEY));
     });
 }
 
