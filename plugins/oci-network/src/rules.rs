@@ -17,6 +17,11 @@ pub(crate) const ON_ALL: &str = "published-everywhere";
 /// The chain that is there only if this service turned forwarding on.
 pub(crate) const NO_ROUTER: &str = "no-router";
 
+/// The source ports of what containers send out, as the host's address has them: the kernel's usual range for
+/// outgoing connections, which no port that is published should lie in. With a published port as its source a flow of
+/// one container would catch the answers, and whatever else the peer sends to that port, of the container that has it.
+const OUTGOING: &str = "32768-60999";
+
 /// Everything that is the same for every transaction of a service.
 #[derive(Debug, Clone)]
 pub(crate) struct Rules {
@@ -80,6 +85,7 @@ impl Rules {
   }}
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;
+    oifgroup != {GROUP} ip saddr {block} meta l4proto {{ tcp, udp }} masquerade to :{OUTGOING}
     oifgroup != {GROUP} ip saddr {block} masquerade
     oifgroup {GROUP} ip saddr 127.0.0.0/8 masquerade
   }}

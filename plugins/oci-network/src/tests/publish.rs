@@ -189,6 +189,22 @@ fn a_flow_to_the_same_port_elsewhere_is_left_alone() {
 }
 
 #[test]
+fn a_container_that_sends_from_a_published_port_does_not_get_its_clients() {
+    on_scratch_host(async |world| {
+        let networks = world.open().await;
+        let (one, two) = (networks.take().await.unwrap(), container(&networks, "two").await);
+        networks.publish(two.address, &[udp(20000, 80)]).await.unwrap();
+        let client = within(&world.outside, || UdpSocket::bind((OUTSIDE, 5000)).unwrap());
+        client.set_read_timeout(Some(NEVER)).unwrap();
+        let thief = within(&one.namespace, || UdpSocket::bind((one.address, 20000)).unwrap());
+        thief.send_to(b"hello", (OUTSIDE, 5000)).unwrap();
+        let (_, seen) = client.recv_from(&mut [0; 8]).unwrap();
+        assert!((32768..=60999).contains(&seen.port()), "{seen}");
+        assert!(ask_datagram(&client, HOST, 20000).unwrap().starts_with("two"));
+    });
+}
+
+#[test]
 fn a_request_that_is_given_up_is_undone_by_withdrawing() {
     on_scratch_host(async |world| {
         let networks = world.open().await;
