@@ -198,7 +198,8 @@ impl Networks {
     }
 
     /// The text for a container's `/etc/resolv.conf`: the configured name servers, or those of the host that a
-    /// container can reach, with the host's search list.
+    /// container can reach, with the host's search list. A server on a link-local address that was not there when the
+    /// networks were opened is reached after the next opening.
     pub async fn resolv_conf(&self) -> Result<String, PluginError> {
         let dns = self.config.dns.clone();
         error::blocking("reading resolv.conf", move || Ok(resolv::text(&dns))).await
@@ -268,7 +269,10 @@ async fn set_up(
         None => error::blocking("asking for the uplink", || host::uplink_mtu(&mut Netlink::route()?)).await?,
     };
     let no_router = forwarding::is_ours(nft, &key.table(), state_dir).await?;
-    let rules = Rules { key: key.clone(), block, no_router };
+    let dns = config.dns.clone();
+    let name_servers =
+        error::blocking("reading resolv.conf", move || Ok(resolv::link_local(&resolv::text(&dns)))).await?;
+    let rules = Rules { key: key.clone(), block, no_router, name_servers };
     let mut ports = Ports::default();
     for container in adopted {
         ports.adopt(container.address, &container.ports);
@@ -296,7 +300,8 @@ async fn remove_unused(
 
 /// After a failed opening without containers; what cannot be undone is found by the next one.
 async fn undo(nft: &Nft, key: &Key, block: Subnet, state_dir: &Path) {
-    let _ = nft.apply(&Rules { key: key.clone(), block, no_router: false }.remove()).await;
+    let rules = Rules { key: key.clone(), block, no_router: false, name_servers: Vec::new() };
+    let _ = nft.apply(&rules.remove()).await;
     let _ = forwarding::put_back(nft, &key.table(), state_dir).await;
     let _ = release_block(block, state_dir).await;
 }

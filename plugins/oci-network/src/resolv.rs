@@ -29,6 +29,15 @@ pub(crate) fn servers(text: &str) -> Vec<Ipv4Addr> {
     text.lines().map(str::trim).filter_map(server).filter(reachable).collect()
 }
 
+/// Those of the servers that are link-local, as at clouds, each once.
+pub(crate) fn link_local(text: &str) -> Vec<Ipv4Addr> {
+    let mut servers = servers(text);
+    servers.retain(Ipv4Addr::is_link_local);
+    servers.sort_unstable();
+    servers.dedup();
+    servers
+}
+
 fn render(servers: impl Iterator<Item = String>, rest: &str) -> String {
     let mut text = String::new();
     for server in servers {
@@ -52,6 +61,8 @@ mod tests {
     #[test]
     fn only_servers_that_a_container_can_reach_are_kept() {
         assert_eq!(servers(HOST), [Ipv4Addr::new(192, 0, 2, 53)]);
+        let clouds = "nameserver 169.254.169.253\nnameserver 192.0.2.53\nnameserver 169.254.169.253\n";
+        assert_eq!(link_local(clouds), [Ipv4Addr::new(169, 254, 169, 253)]);
         let text = render(["192.0.2.53".to_owned()].into_iter(), HOST);
         assert_eq!(text, "nameserver 192.0.2.53\nsearch example.com\noptions edns0\n");
     }

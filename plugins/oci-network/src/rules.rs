@@ -1,6 +1,6 @@
 //! The table, in nftables' own language: what an administrator sees in `nft list table` is what is written here.
 
-use std::fmt::Write;
+use std::{fmt::Write, net::Ipv4Addr};
 
 use host_core::runtime::PortMapping;
 
@@ -22,6 +22,10 @@ pub(crate) const NO_ROUTER: &str = "no-router";
 /// one container would catch the answers, and whatever else the peer sends to that port, of the container that has it.
 const OUTGOING: &str = "32768-60999";
 
+/// Where clouds tell instances their secrets beside 169.254.0.0/16: Azure, which answers DNS there too, and Alibaba.
+const AZURE: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
+const ALIBABA: Ipv4Addr = Ipv4Addr::new(100, 100, 100, 200);
+
 /// Everything that is the same for every transaction of a service.
 #[derive(Debug, Clone)]
 pub(crate) struct Rules {
@@ -29,6 +33,8 @@ pub(crate) struct Rules {
     pub(crate) block: Subnet,
     /// The service turned forwarding on: nothing but containers' traffic may be forwarded.
     pub(crate) no_router: bool,
+    /// Name servers on link-local addresses, as clouds have them: containers may ask them for names and nothing else.
+    pub(crate) name_servers: Vec<Ipv4Addr>,
 }
 
 impl Rules {
@@ -53,6 +59,10 @@ impl Rules {
         let (table, block) = (self.key.table(), self.block);
         let no_router = if self.no_router { format!("chain {NO_ROUTER} {{ drop; }}") } else { String::new() };
         let last = if self.no_router { format!("jump {NO_ROUTER}") } else { String::new() };
+        let mut servers = AZURE.to_string();
+        for server in &self.name_servers {
+            let _ = write!(servers, ", {server}");
+        }
         let _ = write!(
             text,
             "table inet {table} {{
@@ -92,7 +102,8 @@ impl Rules {
   chain forward {{
     type filter hook forward priority filter; policy accept;
     iifgroup {GROUP} oifgroup {GROUP} drop
-    iifgroup {GROUP} ip daddr 169.254.0.0/16 drop
+    iifgroup {GROUP} ip daddr {{ {servers} }} meta l4proto {{ tcp, udp }} th dport 53 accept
+    iifgroup {GROUP} ip daddr {{ 169.254.0.0/16, {AZURE}, {ALIBABA} }} drop
     iifgroup {GROUP} accept
     oifgroup {GROUP} ct state established,related accept
     oifgroup {GROUP} ct status dnat accept

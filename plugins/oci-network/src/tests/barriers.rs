@@ -11,7 +11,11 @@ use super::world::{
     HOST, METADATA, OUTSIDE, World, active, assert_silent, call, container, eventually, here, ip,
     on_scratch_host, send, serve, tcp, udp, within,
 };
-use crate::{Networks, isolated};
+use crate::{Config, Networks, isolated, nft::Nft};
+
+/// Where two more clouds tell instances their secrets.
+const AZURE: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
+const ALIBABA: Ipv4Addr = Ipv4Addr::new(100, 100, 100, 200);
 
 #[test]
 fn containers_do_not_reach_each_other() {
@@ -92,11 +96,39 @@ fn ports_that_other_engines_publish_on_the_host_are_not_reached() {
 }
 
 #[test]
-fn the_metadata_address_is_not_reached() {
+fn the_metadata_addresses_are_not_reached() {
     on_scratch_host(async |world| {
         let networks = world.open().await;
         let one = container(&networks, "one").await;
+        for address in [METADATA, AZURE, ALIBABA] {
+            if address != METADATA {
+                within(&world.outside, || ip(&format!("addr add {address}/32 dev eth9")));
+            }
+            for port in [53, 80] {
+                serve(&world.outside, address, port, "secrets");
+                assert!(call(here(), address, port).unwrap().starts_with("secrets"));
+            }
+            assert_silent(&one.namespace, address, 80, "to a metadata address");
+            if address != AZURE {
+                assert_silent(&one.namespace, address, 53, "to a metadata address");
+            }
+        }
+        // Azure's name server is there too.
+        assert!(call(&one.namespace, AZURE, 53).is_ok() && send(&one.namespace, AZURE, 53).is_ok());
+    });
+}
+
+#[test]
+fn a_link_local_name_server_is_asked_for_names_only() {
+    on_scratch_host(async |world| {
+        let config = Config { dns: vec![METADATA.into()], ..super::world::config(0) };
+        let networks = world.open_with(Nft::default(), config, Vec::new()).await.unwrap();
+        let one = container(&networks, "one").await;
+        serve(&world.outside, METADATA, 53, "names");
         serve(&world.outside, METADATA, 80, "secrets");
+        assert!(networks.resolv_conf().await.unwrap().starts_with(&format!("nameserver {METADATA}\n")));
+        assert!(call(&one.namespace, METADATA, 53).unwrap().starts_with("names"));
+        assert!(send(&one.namespace, METADATA, 53).unwrap().starts_with("names"));
         assert!(call(here(), METADATA, 80).unwrap().starts_with("secrets"));
         assert_silent(&one.namespace, METADATA, 80, "to the metadata address");
     });
