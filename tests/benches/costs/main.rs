@@ -4,7 +4,9 @@
 //! Whatever is compared is measured in turns in the same run, so that what else the machine does meets both alike.
 //! docs/performance.md says what each figure means.
 
+mod alone;
 mod client;
+mod daemonless;
 mod figures;
 mod floor;
 mod memory;
@@ -19,10 +21,17 @@ use host_tests::engine::Engine;
 
 use crate::figures::say;
 
-const SECTIONS: [&str; 4] = ["spin-up", "start", "memory", "transport"];
+const SECTIONS: [&str; 5] = ["spin-up", "daemonless", "start", "memory", "transport"];
 
-#[tokio::main(flavor = "current_thread")] // an engine's network can be entered by one thread only
-async fn main() -> Result<()> {
+fn main() -> Result<()> {
+    if let Some(done) = alone::dispatch() {
+        return done;
+    }
+    // An engine's network can be entered by one thread only.
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(costs())
+}
+
+async fn costs() -> Result<()> {
     // cargo passes `--bench`.
     let mut sections: Vec<String> = env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     if let Some(unknown) = sections.iter().find(|name| !SECTIONS.contains(&name.as_str())) {
@@ -36,6 +45,7 @@ async fn main() -> Result<()> {
     for section in sections {
         match section.as_str() {
             "spin-up" => spin_up::measure(&engine).await?,
+            "daemonless" => daemonless::measure(&engine).await?,
             "start" => start::measure(&engine)?,
             "memory" => memory::measure(&engine).await?,
             _ => transport::measure().await?,

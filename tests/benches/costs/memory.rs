@@ -21,7 +21,7 @@ const REST: Duration = Duration::from_secs(12);
 
 /// Megabytes (10⁶ bytes).
 #[derive(Debug, Clone, Copy)]
-struct Memory {
+pub(crate) struct Memory {
     rss: f64,
     /// Without the share that other processes have of the same pages.
     pss: f64,
@@ -61,7 +61,13 @@ async fn tell(service: &Service, when: &str) -> Result<Memory> {
     Ok(memory)
 }
 
-fn read(pid: u32) -> Result<Memory> {
+impl Memory {
+    pub(crate) fn pss(self) -> f64 {
+        self.pss
+    }
+}
+
+pub(crate) fn read(pid: u32) -> Result<Memory> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
     let megabytes = |key: &str| -> Result<f64> {
         let line =
