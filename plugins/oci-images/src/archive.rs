@@ -111,7 +111,7 @@ fn plain(file: File, work: &Work, stop: &Stop) -> Result<File> {
     let path = work.path();
     let create = OpenOptions::new().create_new(true).read(true).write(true).mode(0o600).open(&path);
     let mut plain = create.map_err(|error| failed("make a file for the unpacked archive", error))?;
-    let budget = work.archive_budget();
+    let budget = work.budget();
     let mut content = stop.reader(budget.reader(decompressed(file).map_err(damaged)?));
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {

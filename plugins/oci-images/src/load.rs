@@ -1,6 +1,6 @@
 //! Images from archives: OCI layouts, and both forms of what `docker save` writes.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use host_core::ImageRef;
 use oci_spec::image::{Descriptor, ImageIndex, ImageManifest, MediaType};
@@ -13,7 +13,7 @@ use crate::{
     image::{Blob, Configured, Document, NESTING_MAX, for_this_host, is_for_another_host, pair, parse},
     name::Name,
     shelf::Shelf,
-    stop::Stop,
+    stop::{Budget, Stop},
     work::{Ready, Work},
 };
 
@@ -21,6 +21,8 @@ use crate::{
 const IMAGE_NAME: &str = "io.containerd.image.name";
 /// Sometimes the name in full, and sometimes only a tag.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// Images of one archive, one for every name. Their configurations are in memory together.
+const IMAGES_MAX: usize = 128;
 
 pub(crate) fn load(shelf: &Shelf, path: &Path, stop: &Stop) -> Result<Vec<ImageRef>> {
     let work = Work::begin(shelf)?;
@@ -36,9 +38,10 @@ pub(crate) fn load(shelf: &Shelf, path: &Path, stop: &Stop) -> Result<Vec<ImageR
 
 fn all_of(path: &Path, work: &Work, stop: &Stop) -> Result<Vec<Ready>> {
     let archive = Archive::open(path, work, stop)?;
+    let budget = work.budget();
     let mut ready = Vec::new();
-    for found in found(&archive)?.into_values() {
-        unpack(&found, &archive, work, stop)?;
+    for found in found(&archive, stop)?.into_values() {
+        unpack(&found, &archive, work, &budget, stop)?;
         let Found { mut names, image, .. } = found;
         if names.is_empty() {
             names.push(Name::id(&image.id));
@@ -48,17 +51,18 @@ fn all_of(path: &Path, work: &Work, stop: &Stop) -> Result<Vec<Ready>> {
     Ok(ready)
 }
 
-fn unpack(found: &Found, archive: &Archive, work: &Work, stop: &Stop) -> Result<()> {
-    let (mut missing, budget) = work.hold(&found.image)?;
+fn unpack(found: &Found, archive: &Archive, work: &Work, budget: &Arc<Budget>, stop: &Stop) -> Result<()> {
+    let mut missing = work.hold(&found.image, budget)?;
     for (id, layer) in &found.layers {
+        stop.check()?;
         if !missing.remove(id) {
             continue;
         }
         let there = archive.member(&layer.member)?;
         let (content, _) = there.ok_or_else(|| invalid(format!("it lacks the layer {}", layer.member)))?;
         match &layer.blob {
-            Some(blob) => work.add_layer(id, blob.verified(content), &budget, stop)?,
-            None => work.add_layer(id, content, &budget, stop)?,
+            Some(blob) => work.add_layer(id, blob.verified(content), budget, stop)?,
+            None => work.add_layer(id, content, budget, stop)?,
         }
     }
     Ok(())
@@ -92,10 +96,10 @@ fn add(images: &mut Images, found: Found) {
 
 /// # Errors
 /// `Invalid` when it holds no image that this host can run.
-fn found(archive: &Archive) -> Result<Images> {
+fn found(archive: &Archive, stop: &Stop) -> Result<Images> {
     let docker = archive.document("manifest.json")?;
     let mut images = match archive.document("oci-layout")?.and(archive.document("index.json")?) {
-        Some(index) => layout(archive, &index)?,
+        Some(index) => layout(archive, &index, stop)?,
         None if docker.is_none() => {
             return Err(invalid(
                 "it is no image archive; it must be what docker save writes, or an OCI layout",
@@ -105,7 +109,10 @@ fn found(archive: &Archive) -> Result<Images> {
     };
     let Some(docker) = docker else { return Ok(images) };
     let is_layout = !images.is_empty();
-    for saved in parse::<Vec<Saved>>("what docker save writes", &docker)? {
+    let saved: Vec<Saved> = parse("what docker save writes", &docker)?;
+    check_count(saved.len())?;
+    for saved in saved {
+        stop.check()?;
         // Beside a layout it only adds names.
         let found = saved.found(archive)?;
         if !is_layout || images.contains_key(&found.image.id) {
@@ -115,15 +122,24 @@ fn found(archive: &Archive) -> Result<Images> {
     if images.is_empty() { Err(invalid("it holds no image")) } else { Ok(images) }
 }
 
-fn layout(archive: &Archive, index: &[u8]) -> Result<Images> {
+fn check_count(images: usize) -> Result<()> {
+    if images > IMAGES_MAX {
+        return Err(invalid(format!("it lists {images} images; an archive may have {IMAGES_MAX}")));
+    }
+    Ok(())
+}
+
+fn layout(archive: &Archive, index: &[u8], stop: &Stop) -> Result<Images> {
     let index: ImageIndex = parse("an OCI layout's index", index)?;
     let (others, ours): (Vec<_>, Vec<_>) =
         index.manifests().iter().partition(|found| is_for_another_host(found));
     if ours.is_empty() && !others.is_empty() {
         for_this_host(&index)?;
     }
+    check_count(ours.len())?;
     let mut images = Images::new();
     for descriptor in ours {
+        stop.check()?;
         let manifest = manifest(archive, descriptor)?;
         // Signatures and the like lie beside images.
         if is_image(&manifest) {

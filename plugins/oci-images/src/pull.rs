@@ -105,8 +105,9 @@ async fn add_layers(
     remote: &Remote,
     progress: OnProgress<'_>,
 ) -> Result<()> {
-    let (holder, wanted) = (Arc::clone(work), image.clone());
-    let (missing, budget) = blocking(move |_| holder.hold(&wanted)).await?;
+    let budget = work.budget();
+    let (holder, wanted, paid_from) = (Arc::clone(work), image.clone(), Arc::clone(&budget));
+    let missing = blocking(move |_| holder.hold(&wanted, &paid_from)).await?;
     let layers: BTreeMap<Digest, Blob> = layers.into_iter().collect();
     let told = Told::new(&layers, |layer| missing.contains(layer), progress);
     told.more(0);

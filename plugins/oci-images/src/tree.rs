@@ -22,6 +22,7 @@ use rustix::{
 
 use crate::{
     error::{Result, failed, invalid},
+    stop::Budget,
     tape::shown,
 };
 
@@ -110,13 +111,15 @@ struct Level {
 }
 
 /// The tree and the way to where the last entry was made: archives list directory by directory.
-pub(crate) struct Tree {
+pub(crate) struct Tree<'a> {
     levels: Vec<Level>,
+    budget: &'a Budget,
 }
 
-impl Tree {
-    /// Makes the root, at a path that does not exist.
-    pub(crate) fn make(path: &Path) -> Result<Self> {
+impl<'a> Tree<'a> {
+    /// Makes the root, at a path that does not exist. Entries are paid for by who asks for them; the directories on the
+    /// way to them that no entry has made, from `budget`.
+    pub(crate) fn make(path: &Path, budget: &'a Budget) -> Result<Self> {
         let open = || {
             mkdirat(CWD, path, Mode::from_raw_mode(0o700))?;
             let fd = openat(CWD, path, DIRECTORY, Mode::empty())?;
@@ -124,7 +127,7 @@ impl Tree {
             Level::new(OsString::new(), fd)
         };
         let root = open().map_err(|error| failed("make a layer's directory", error))?;
-        Ok(Self { levels: vec![root] })
+        Ok(Self { levels: vec![root], budget })
     }
 
     /// Sets what writing into the directories has changed.
@@ -153,31 +156,30 @@ impl Tree {
             self.levels[1..].iter().zip(path).take_while(|(level, name)| level.name == **name).count();
         self.leave(common + 1)?;
         for name in &path[common..] {
-            let level = self.step(name, make).map_err(|error| self.no_way(path, error))?;
-            self.levels.push(level);
+            if self.step(name, make).map_err(|error| self.no_way(path, error))? {
+                self.budget.take_entry()?;
+            }
         }
         Ok(&self.top().fd)
     }
 
-    fn step(&mut self, name: &OsStr, make: bool) -> rustix::io::Result<Level> {
+    /// Says whether the directory is new. One that no entry of this layer describes is root's and 0755, and hides the mode
+    /// that it has in a layer below, as with Docker's graph drivers: what is below is not known here.
+    fn step(&mut self, name: &OsStr, make: bool) -> rustix::io::Result<bool> {
         let parent = &self.top().fd;
-        let fd = match openat(parent, name, DIRECTORY, Mode::empty()) {
-            Err(Errno::NOENT) if make => {
-                mkdirat(parent, name, Mode::from_raw_mode(0o700))?;
-                let fd = openat(parent, name, DIRECTORY, Mode::empty())?;
-                fchmod(&fd, Mode::from_raw_mode(0o755))?;
-                fd
-            }
+        let (fd, is_new) = match openat(parent, name, DIRECTORY, Mode::empty()) {
+            Err(Errno::NOENT) if make => (make_directory(parent, name)?, true),
             // A whiteout and a directory of the same name: the directory replaces what is below.
             Err(Errno::NOTDIR) if make && is_whiteout(parent, name)? => {
                 unlinkat(parent, name, AtFlags::empty())?;
-                let fd = self.step(name, true)?.fd;
+                let fd = make_directory(parent, name)?;
                 set_opaque(&fd)?;
-                fd
+                (fd, true)
             }
-            opened => opened?,
+            opened => (opened?, false),
         };
-        Level::new(name.to_owned(), fd)
+        self.levels.push(Level::new(name.to_owned(), fd)?);
+        Ok(is_new)
     }
 
     fn no_way(&self, path: &[&OsStr], error: Errno) -> host_core::PluginError {
@@ -198,11 +200,11 @@ impl Tree {
         with: &Attributes,
         xattrs: &Xattrs,
     ) -> Result<()> {
-        if let Some((parents, name)) = path.split() {
-            self.enter(parents, true)?;
+        self.enter(path.parents(), true)?;
+        if let Some((_, name)) = path.split() {
             self.make_way_for_directory(name, path)?;
+            self.step(name, true).map_err(|error| self.no_way(&path.0, error))?;
         }
-        self.enter(&path.0, true)?;
         let level = self.top();
         apply(&level.fd, with, xattrs).map_err(|error| wrong(path, error))?;
         level.mtime = with.mtime;
@@ -319,6 +321,13 @@ impl Level {
         let mtime = modified(&fstat(&fd)?);
         Ok(Self { name, fd, mtime })
     }
+}
+
+fn make_directory(parent: &OwnedFd, name: &OsStr) -> rustix::io::Result<OwnedFd> {
+    mkdirat(parent, name, Mode::from_raw_mode(0o700))?;
+    let fd = openat(parent, name, DIRECTORY, Mode::empty())?;
+    fchmod(&fd, Mode::from_raw_mode(0o755))?;
+    Ok(fd)
 }
 
 fn modified(stat: &Stat) -> Timespec {

@@ -64,7 +64,7 @@ pub(crate) fn unpack(
 }
 
 struct Unpacking<'a> {
-    tree: Tree,
+    tree: Tree<'a>,
     budget: &'a Budget,
     content: Content,
     buffer: Vec<u8>,
@@ -72,7 +72,7 @@ struct Unpacking<'a> {
 
 impl<'a> Unpacking<'a> {
     fn new(target: &Path, budget: &'a Budget) -> Result<Self> {
-        let tree = Tree::make(target)?;
+        let tree = Tree::make(target, budget)?;
         let content = Content { bytes: 0, hides_all: false };
         Ok(Self { tree, budget, content, buffer: vec![0; BUFFER_BYTES] })
     }

@@ -52,14 +52,14 @@ impl Work {
         self.directory.join(files::unique())
     }
 
-    /// From now on the layers stay if they are there, and when they come. Says which are missing, and what the image
-    /// may still take.
-    pub(crate) fn hold(&self, image: &Configured) -> Result<(BTreeSet<Digest>, Arc<Budget>)> {
+    /// From now on the layers stay if they are there, and when they come. Says which are missing; the others are paid
+    /// for, unless an image before has paid for them.
+    pub(crate) fn hold(&self, image: &Configured, budget: &Budget) -> Result<BTreeSet<Digest>> {
         let _lock = self.shelf.lock()?;
         let doing = "hold the layers of an image";
         let path = self.directory.join(HELD);
-        let mut held = held(&path);
-        held.extend(image.layers.iter().cloned());
+        let before = held(&path);
+        let held: BTreeSet<_> = before.iter().chain(&image.layers).collect();
         let content =
             serde_json::to_vec(&held).map_err(|error| failed(doing, std::io::Error::from(error)))?;
         // Not through a rename: only the owner and, under the lock, a collector read it.
@@ -68,11 +68,10 @@ impl Work {
         let wanted: BTreeSet<_> = image.layers.iter().cloned().collect();
         let (present, missing): (BTreeSet<_>, BTreeSet<_>) =
             wanted.into_iter().partition(|layer| index.layers.contains_key(layer));
-        let budget = self.shelf.limits.budget();
-        for layer in present.iter().filter_map(|layer| index.layers.get(layer)) {
+        for layer in present.difference(&before).filter_map(|layer| index.layers.get(layer)) {
             budget.take_bytes(layer.bytes)?;
         }
-        Ok((missing, Arc::new(budget)))
+        Ok(missing)
     }
 
     /// Unpacks a layer and puts it where images find it.
@@ -109,8 +108,9 @@ impl Work {
         index.write(&self.shelf.places.index)
     }
 
-    /// For what an archive takes that has to be unpacked before it can be read.
-    pub(crate) fn archive_budget(&self) -> Arc<Budget> {
+    /// All that one load or pull may take; and once more what an archive takes that has to be unpacked before it can be
+    /// read.
+    pub(crate) fn budget(&self) -> Arc<Budget> {
         Arc::new(self.shelf.limits.budget())
     }
 
