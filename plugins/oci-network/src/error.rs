@@ -1,8 +1,13 @@
 //! What the kernel says, in the host's terms.
 
-use std::{fmt::Display, io};
+use std::{fmt::Display, io, time::Duration};
 
 use host_core::{ErrorKind, PluginError};
+use tokio::time::timeout;
+
+/// For work on a thread: longer than the waits in it, which have deadlines of their own. What takes longer is stuck in
+/// the kernel; the thread is left behind.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 /// `doing` says what failed, as in "making a network".
 pub(crate) fn kernel(doing: impl Display, error: io::Error) -> PluginError {
@@ -48,8 +53,17 @@ pub(crate) async fn blocking<T: Send + 'static>(
     doing: &'static str,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> Result<T, PluginError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done.map_err(|error| kernel(doing, error)),
-        Err(_) => Err(lost(doing)),
+    off_runtime(doing, move || work().map_err(|error| kernel(doing, error))).await
+}
+
+/// The same for work that says itself what failed.
+pub(crate) async fn off_runtime<T: Send + 'static>(
+    doing: &'static str,
+    work: impl FnOnce() -> Result<T, PluginError> + Send + 'static,
+) -> Result<T, PluginError> {
+    match timeout(DEADLINE, tokio::task::spawn_blocking(work)).await {
+        Ok(Ok(done)) => done,
+        Ok(Err(_)) => Err(lost(doing)),
+        Err(_) => Err(late(doing)),
     }
 }

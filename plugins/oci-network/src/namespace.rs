@@ -17,7 +17,7 @@ use netlink_packet_route::{
     link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage},
 };
 use nix::sched::{CloneFlags, setns, unshare};
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::timeout};
 
 use crate::{error, host, name::GROUP, netlink::Netlink};
 
@@ -59,13 +59,17 @@ pub(crate) struct Plan {
 /// # Errors
 /// `Denied` without privileges.
 pub async fn isolated() -> Result<OwnedFd, PluginError> {
-    on_own_thread("making a network namespace", || Ok(empty()?.0)).await
+    on_own_thread("making a network namespace", error::DEADLINE, || Ok(empty()?.0)).await
 }
 
 /// Makes a network by `plan`. `kept` is dropped on failure, and comes back with the network otherwise; it lives
 /// as long as the work goes on, also when nobody waits for it any more.
-pub(crate) async fn make<K: Send + 'static>(plan: Plan, kept: K) -> Result<(Network, K), PluginError> {
-    on_own_thread("making a container's network", move || {
+pub(crate) async fn make<K: Send + 'static>(
+    plan: Plan,
+    deadline: Duration,
+    kept: K,
+) -> Result<(Network, K), PluginError> {
+    on_own_thread("making a container's network", deadline, move || {
         let (namespace, mut inside) = empty()?;
         join(&plan, &namespace, &mut inside)?;
         Ok((Network { address: plan.address, gateway: plan.gateway, namespace }, kept))
@@ -73,9 +77,10 @@ pub(crate) async fn make<K: Send + 'static>(plan: Plan, kept: K) -> Result<(Netw
     .await
 }
 
-/// Runs `work` on a thread of its own, which ends with it.
+/// Runs `work` on a thread of its own, which ends with it. After the deadline nobody waits for it any more.
 async fn on_own_thread<T: Send + 'static>(
     doing: &'static str,
+    deadline: Duration,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> Result<T, PluginError> {
     let (done, wait) = oneshot::channel();
@@ -84,9 +89,10 @@ async fn on_own_thread<T: Send + 'static>(
         .name("network".to_owned())
         .spawn(body)
         .map_err(|error| error::kernel("starting a thread", error))?;
-    match wait.await {
-        Ok(result) => result.map_err(|error| error::kernel(doing, error)),
-        Err(_) => Err(error::lost(doing)),
+    match timeout(deadline, wait).await {
+        Ok(Ok(result)) => result.map_err(|error| error::kernel(doing, error)),
+        Ok(Err(_)) => Err(error::lost(doing)),
+        Err(_) => Err(error::late(doing)),
     }
 }
 
@@ -200,4 +206,22 @@ fn pair(plan: &Plan, namespace: &OwnedFd) -> LinkMessage {
 
 fn mac(start: [u8; 2], address: Ipv4Addr) -> Vec<u8> {
     [&start[..], &address.octets()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use host_core::ErrorKind;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stuck_thread_is_not_waited_for() {
+        let (release, stuck) = mpsc::channel::<()>();
+        let work = move || Ok(drop(stuck.recv()));
+        let waited = on_own_thread("being stuck", Duration::from_millis(20), work).await;
+        assert_eq!(waited.unwrap_err().kind(), ErrorKind::Timeout);
+        drop(release);
+    }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use host_core::{ErrorKind, PluginError, runtime::PortMapping};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -175,8 +175,8 @@ impl Networks {
     /// What could not be removed; the rest is.
     pub async fn close(&self) -> Result<(), PluginError> {
         self.stop.cancel();
-        self.pool.settle().await;
-        drop(self.pool.drain());
+        self.pool.close();
+        let settled = self.pool.settle().await;
         let pool = Arc::clone(&self.pool);
         let has_container = move |name: &str| {
             pool.key.address(pool.block, name).is_some_and(|address| pool.addresses.is_taken(address))
@@ -188,13 +188,14 @@ impl Networks {
             other => other,
         };
         self.tasks.close();
-        self.tasks.wait().await;
+        let ended = timeout(error::DEADLINE, self.tasks.wait()).await;
+        let settled = settled.and(ended.map_err(|_| error::late("ending the tasks of containers' networks")));
         if !unused {
-            return unlinked.and(removed);
+            return settled.and(unlinked).and(removed);
         }
         let forwarding = forwarding::put_back(&self.nft, &self.pool.key.table(), &self.state_dir).await;
         let released = release_block(self.pool.block, &self.state_dir).await;
-        unlinked.and(removed).and(forwarding).and(released)
+        settled.and(unlinked).and(removed).and(forwarding).and(released)
     }
 
     /// The text for a container's `/etc/resolv.conf`: the configured name servers, or those of the host that a
@@ -251,7 +252,7 @@ async fn claim(
     let (configured, key, state_dir, keep) =
         (config.subnet, key.clone(), state_dir.to_owned(), !adopted.is_empty());
     let claim = move || block::claim(configured, &key, &state_dir, keep);
-    tokio::task::spawn_blocking(claim).await.unwrap_or_else(|_| Err(error::lost("claiming addresses")))
+    error::off_runtime("claiming addresses", claim).await
 }
 
 async fn set_up(
@@ -309,5 +310,5 @@ async fn undo(nft: &Nft, key: &Key, block: Subnet, state_dir: &Path) {
 async fn release_block(block: Subnet, state_dir: &Path) -> Result<(), PluginError> {
     let state_dir = state_dir.to_owned();
     let release = move || block::release(block, &state_dir);
-    tokio::task::spawn_blocking(release).await.unwrap_or_else(|_| Err(error::lost("giving addresses back")))
+    error::off_runtime("giving addresses back", release).await
 }

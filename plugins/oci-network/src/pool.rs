@@ -9,9 +9,12 @@ use std::{
 use host_core::{ErrorKind, PluginError};
 use tokio::{
     sync::{Notify, Semaphore},
-    time::sleep,
+    time::{sleep, timeout},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
 
 use crate::{
     addresses::{Addresses, Lease},
@@ -43,6 +46,13 @@ impl Ready {
     }
 }
 
+#[derive(Debug, Default)]
+struct Shelf {
+    ready: VecDeque<Ready>,
+    /// Nothing is taken any more. What was is known to [`Pool::addresses`], or has a token of [`Pool::making`].
+    closed: bool,
+}
+
 #[derive(Debug)]
 pub(crate) struct Pool {
     pub(crate) key: Key,
@@ -51,7 +61,9 @@ pub(crate) struct Pool {
     pub(crate) addresses: Addresses,
     /// How many to keep.
     target: usize,
-    ready: Mutex<VecDeque<Ready>>,
+    /// For a turn, for what is made in it, and for all of it to end.
+    deadline: Duration,
+    shelf: Mutex<Shelf>,
     taken: Notify,
     /// Bounds how many are made at a time.
     turns: Arc<Semaphore>,
@@ -67,7 +79,8 @@ impl Pool {
             mtu,
             addresses,
             target,
-            ready: Mutex::default(),
+            deadline: error::DEADLINE,
+            shelf: Mutex::default(),
             taken: Notify::new(),
             turns: Arc::new(Semaphore::new(AT_ONCE)),
             making: TaskTracker::new(),
@@ -76,22 +89,33 @@ impl Pool {
 
     /// A ready one, or one made now.
     pub(crate) async fn take(&self) -> Result<Network, PluginError> {
-        let ready = self.lock().pop_front();
-        self.taken.notify_one();
-        match ready {
-            Some(ready) => Ok(ready.keep()),
-            None => self.make().await.map(Ready::keep),
-        }
+        let token = {
+            let mut shelf = self.lock();
+            if shelf.closed {
+                return Err(error::closed());
+            }
+            self.taken.notify_one();
+            if let Some(ready) = shelf.ready.pop_front() {
+                return Ok(ready.keep());
+            }
+            self.making.token()
+        };
+        self.make(token).await.map(Ready::keep)
     }
 
     /// How many are ready.
     pub(crate) fn len(&self) -> usize {
-        self.lock().len()
+        self.lock().ready.len()
     }
 
-    /// All that are ready.
-    pub(crate) fn drain(&self) -> Vec<Ready> {
-        self.lock().drain(..).collect()
+    /// From now on nothing is taken; gives up all that are ready.
+    pub(crate) fn close(&self) {
+        let ready = {
+            let mut shelf = self.lock();
+            shelf.closed = true;
+            std::mem::take(&mut shelf.ready)
+        };
+        drop(ready);
     }
 
     /// Keeps the pool full; the filler task. Stops between two networks, so that none is left half made.
@@ -107,18 +131,25 @@ impl Pool {
     }
 
     /// Returns when the filler and everything that is being made have ended; `fill` must have been told to stop.
-    pub(crate) async fn settle(&self) {
+    ///
+    /// # Errors
+    /// `Timeout` when a thread is stuck.
+    pub(crate) async fn settle(&self) -> Result<(), PluginError> {
         self.making.close();
-        self.making.wait().await;
+        let ended = timeout(self.deadline, self.making.wait()).await;
+        ended.map_err(|_| error::late("ending what makes containers' networks"))
     }
 
     async fn add(&self) -> Result<(), PluginError> {
-        let made = self.make().await?;
-        self.lock().push_back(made);
+        let made = self.make(self.making.token()).await?;
+        let mut shelf = self.lock();
+        if !shelf.closed {
+            shelf.ready.push_back(made);
+        }
         Ok(())
     }
 
-    async fn make(&self) -> Result<Ready, PluginError> {
+    async fn make(&self, token: TaskTrackerToken) -> Result<Ready, PluginError> {
         let lease = self.addresses.lease().ok_or_else(|| {
             let message = format!(
                 "all {} addresses of {} are in use; remove containers or set a larger runtime.oci.network.subnet",
@@ -135,12 +166,49 @@ impl Pool {
             mtu: self.mtu,
         };
         // The thread has the turn, and keeps it when nobody waits for it any more.
-        let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(|_| error::closed())?;
-        let (network, (lease, ..)) = namespace::make(plan, (lease, turn, self.making.token())).await?;
+        let turn = timeout(self.deadline, Arc::clone(&self.turns).acquire_owned()).await;
+        let turn =
+            turn.map_err(|_| error::late("waiting to make a network"))?.map_err(|_| error::closed())?;
+        let (network, (lease, ..)) = namespace::make(plan, self.deadline, (lease, turn, token)).await?;
         Ok(Ready { network, lease })
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Ready>> {
-        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Shelf> {
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool() -> Pool {
+        let block: Subnet = "10.9.8.0/24".parse().unwrap();
+        let key = Key::new("0badcafe").unwrap();
+        let mut pool = Pool::new(key, block, 1500, Addresses::new(block, []), 0);
+        pool.deadline = Duration::from_millis(20);
+        pool
+    }
+
+    #[tokio::test]
+    async fn stuck_threads_stop_neither_taking_nor_closing() {
+        let pool = pool();
+        // What stuck threads have.
+        let turns = Arc::clone(&pool.turns).acquire_many_owned(2).await.unwrap();
+        let token = pool.making.token();
+        assert_eq!(pool.take().await.unwrap_err().kind(), ErrorKind::Timeout);
+        assert_eq!(pool.addresses.used(), 0);
+        pool.close();
+        assert_eq!(pool.settle().await.unwrap_err().kind(), ErrorKind::Timeout);
+        drop((turns, token));
+        pool.settle().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn nothing_is_taken_once_closing_began() {
+        let pool = pool();
+        pool.close();
+        assert_eq!(pool.take().await.unwrap_err().kind(), ErrorKind::Unavailable);
+        assert_eq!(pool.addresses.used(), 0);
     }
 }
