@@ -7,7 +7,10 @@ use std::{
 };
 
 use host_core::{ErrorKind, PluginError, runtime::PortMapping};
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::{Mutex, mpsc},
+    time::timeout,
+};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -49,8 +52,11 @@ pub struct Networks {
     pool: Arc<Pool>,
     writer: Writer,
     nft: Nft,
+    rules: Rules,
     config: Config,
     state_dir: PathBuf,
+    /// Whether closing it succeeded.
+    closed: Mutex<bool>,
     tasks: TaskTracker,
     stop: CancellationToken,
     _stop_on_drop: DropGuard,
@@ -103,7 +109,7 @@ impl Networks {
     fn run(nft: Nft, config: Config, state_dir: &Path, rules: Rules, ports: Ports, pool: Pool) -> Self {
         let (tasks, stop, pool) = (TaskTracker::new(), CancellationToken::new(), Arc::new(pool));
         let (flows, changed) = mpsc::unbounded_channel();
-        let (writer, write) = Writer::new(nft.clone(), rules, ports, flows);
+        let (writer, write) = Writer::new(nft.clone(), rules.clone(), ports, flows);
         tasks.spawn(conntrack::forget_all(changed).instrument(tracing::info_span!("network_flows")));
         tasks.spawn(write.instrument(tracing::info_span!("network_writer")));
         let (filler, until) = (Arc::clone(&pool), stop.clone());
@@ -111,7 +117,8 @@ impl Networks {
         pool.making.spawn(fill.instrument(tracing::info_span!("network_filler")));
         let stop_on_drop = stop.clone().drop_guard();
         let state_dir = state_dir.to_owned();
-        Self { pool, writer, nft, config, state_dir, tasks, stop, _stop_on_drop: stop_on_drop }
+        let closed = Mutex::new(false);
+        Self { pool, writer, nft, rules, config, state_dir, closed, tasks, stop, _stop_on_drop: stop_on_drop }
     }
 
     /// A network for a container: a ready one, or one made now. Its address is the container's until
@@ -172,8 +179,17 @@ impl Networks {
     /// containers have addresses, all but the ready networks stay, for them and for the next service.
     ///
     /// # Errors
-    /// What could not be removed; the rest is.
+    /// What could not be removed; the rest is. Another call tries again.
     pub async fn close(&self) -> Result<(), PluginError> {
+        let mut closed = self.closed.lock().await;
+        if !*closed {
+            self.tear_down().await?;
+            *closed = true;
+        }
+        Ok(())
+    }
+
+    async fn tear_down(&self) -> Result<(), PluginError> {
         self.stop.cancel();
         self.pool.close();
         let settled = self.pool.settle().await;
@@ -182,17 +198,15 @@ impl Networks {
             pool.key.address(pool.block, name).is_some_and(|address| pool.addresses.is_taken(address))
         };
         let unlinked = remove_unused(&self.pool.key, has_container).await;
-        let unused = self.pool.addresses.used() == 0;
-        let removed = match self.writer.end(unused).await {
-            Err(error) if error.kind() == ErrorKind::Unavailable && self.tasks.is_closed() => return Ok(()),
-            other => other,
-        };
+        // Ended by an earlier call is fine.
+        self.writer.end().await;
         self.tasks.close();
         let ended = timeout(error::DEADLINE, self.tasks.wait()).await;
         let settled = settled.and(ended.map_err(|_| error::late("ending the tasks of containers' networks")));
-        if !unused {
-            return settled.and(unlinked).and(removed);
+        if self.pool.addresses.used() > 0 {
+            return settled.and(unlinked);
         }
+        let removed = self.nft.apply(&self.rules.remove()).await;
         let forwarding = forwarding::put_back(&self.nft, &self.pool.key.table(), &self.state_dir).await;
         let released = release_block(self.pool.block, &self.state_dir).await;
         settled.and(unlinked).and(removed).and(forwarding).and(released)

@@ -67,11 +67,8 @@ impl Change {
 #[derive(Debug)]
 enum Message {
     Change(Change, oneshot::Sender<Answer>),
-    /// The last: with the table removed, or left as it is.
-    End {
-        remove: bool,
-        done: oneshot::Sender<Answer>,
-    },
+    /// The last; the table stays as it is.
+    End(oneshot::Sender<Answer>),
 }
 
 /// Where changes are asked for.
@@ -108,9 +105,9 @@ impl Writer {
         self.send(|done| Message::Change(change, done)).await
     }
 
-    /// Ends the task.
-    pub(crate) async fn end(&self, remove: bool) -> Answer {
-        self.send(|done| Message::End { remove, done }).await
+    /// Ends the task; returns when it changes nothing any more.
+    pub(crate) async fn end(&self) {
+        let _ = self.send(Message::End).await;
     }
 
     /// How many transactions were tried.
@@ -174,15 +171,11 @@ impl State {
             let batch = self.gather(&mut waiting);
             if !batch.is_empty() {
                 self.apply(batch).await;
-            } else if let Some(Message::End { remove, done }) = waiting.pop_front() {
-                let _ = done.send(self.end(remove).await);
+            } else if let Some(Message::End(done)) = waiting.pop_front() {
+                let _ = done.send(Ok(()));
                 return;
             }
         }
-    }
-
-    async fn end(&self, remove: bool) -> Answer {
-        if remove { self.nft.apply(&self.rules.remove()).await } else { Ok(()) }
     }
 
     /// The changes at the front of the queue that can go together.

@@ -147,6 +147,27 @@ fn a_table_that_somebody_flushed_comes_back_without_any_change() {
 }
 
 #[test]
+fn what_could_not_be_removed_is_removed_by_closing_again() {
+    on_scratch_host(async |world| {
+        let before = inventory();
+        let fail = world.state.path().with_extension("fail");
+        let _removed = (Removed(fail.clone()), Removed(world.state.path().with_extension("nft")));
+        let nft =
+            wrapped(&world, &format!("if [ -e {} ]; then echo not now >&2; exit 1; fi", fail.display()));
+        let networks = world.open_with(nft, config(0), Vec::new()).await.unwrap();
+        fs::write(&fail, "").unwrap();
+        let error = networks.close().await.unwrap_err();
+        assert!(error.to_string().contains("not now"), "{error}");
+        assert!(run("nft", "list tables").contains(KEY));
+        fs::remove_file(&fail).unwrap();
+        networks.close().await.unwrap();
+        assert_eq!(inventory(), before);
+        assert!(!super::world::has_file(world.state.path()));
+        networks.close().await.unwrap();
+    });
+}
+
+#[test]
 fn others_rules_are_not_touched() {
     on_scratch_host(async |world| {
         run("nft", "add table inet firewall");
