@@ -29,22 +29,27 @@ pub(crate) fn remembered(state_dir: &Path) -> Option<Subnet> {
     fs::read_to_string(state_dir.join(FILE)).ok()?.trim().parse().ok()
 }
 
-/// Claims the configured block, the remembered one, or a free one, and remembers it. `keep`: containers with
-/// addresses of the remembered one still run, so it has to be that.
+/// Claims the configured block, the remembered one, or a free one, and remembers it. While containers with `adopted`
+/// addresses still run it has to be the one they are of.
 pub(crate) fn claim(
     configured: Option<Subnet>,
     key: &Key,
     state_dir: &Path,
-    keep: bool,
+    adopted: &[Ipv4Addr],
 ) -> Result<Subnet, PluginError> {
     let mut netlink =
         Netlink::route().map_err(|error| error::kernel("asking for the host's routes", error))?;
     let routes =
         host::routes(&mut netlink).map_err(|error| error::kernel("listing the host's routes", error))?;
     let before = remembered(state_dir);
+    if !adopted.is_empty() {
+        let block = home(adopted, before, configured, &routes)?;
+        readopt(&mut netlink, block)?;
+        return remember(state_dir, block).map(|()| block);
+    }
     if let Some(before) = before {
         let same = configured.is_none_or(|wanted| wanted == before);
-        if keep || (same && is_claimed(&routes, before)) {
+        if same && is_claimed(&routes, before) {
             return readopt(&mut netlink, before).map(|()| before);
         }
         unclaim(&mut netlink, before)?;
@@ -57,6 +62,26 @@ pub(crate) fn claim(
     };
     remember(state_dir, block).inspect_err(|_| drop(host::unclaim(&mut netlink, block)))?;
     Ok(block)
+}
+
+/// The block that running containers' addresses are of; the note of it may be lost.
+fn home(
+    adopted: &[Ipv4Addr],
+    before: Option<Subnet>,
+    configured: Option<Subnet>,
+    routes: &[Route],
+) -> Result<Subnet, PluginError> {
+    let claimed = routes.iter().filter(|route| route.is_claim()).map(|route| route.to);
+    let usual = Subnet::around(adopted.first().copied().unwrap_or(FROM), PREFIX);
+    let usual = Subnet::around(FROM, FROM_PREFIX).contains(usual.first()).then_some(usual);
+    let holds_all = |block: &Subnet| adopted.iter().all(|address| block.is_container(*address));
+    before.into_iter().chain(claimed).chain(configured).chain(usual).find(holds_all).ok_or_else(|| {
+        let message = format!(
+            "the running containers' addresses {adopted:?} are of no block that this store has; remove these \
+             containers, or set runtime.oci.network.subnet to the block that they are of"
+        );
+        PluginError::new(ErrorKind::Conflict, message)
+    })
 }
 
 /// Gives the block back and forgets it.

@@ -71,7 +71,7 @@ impl Networks {
     ///
     /// # Errors
     /// `Denied` without root, `Unavailable` without the `nft` program, `Unsupported` for a kernel without
-    /// nf_tables, `Conflict` when the configured block is in use, `Invalid` for a wrong key or configuration.
+    /// nf_tables, `Conflict` when the configured block is in use or `adopted` ones are of no known block, `Invalid` for a wrong key or configuration.
     pub async fn open(
         config: Config,
         key: &str,
@@ -263,9 +263,9 @@ async fn claim(
     state_dir: &Path,
     adopted: &[Adopted],
 ) -> Result<Subnet, PluginError> {
-    let (configured, key, state_dir, keep) =
-        (config.subnet, key.clone(), state_dir.to_owned(), !adopted.is_empty());
-    let claim = move || block::claim(configured, &key, &state_dir, keep);
+    let (configured, key, state_dir) = (config.subnet, key.clone(), state_dir.to_owned());
+    let adopted: Vec<_> = adopted.iter().map(|container| container.address).collect();
+    let claim = move || block::claim(configured, &key, &state_dir, &adopted);
     error::off_runtime("claiming addresses", claim).await
 }
 

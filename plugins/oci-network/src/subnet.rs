@@ -55,9 +55,9 @@ impl Subnet {
         Ipv4Addr::from_bits(self.first + 2 + index)
     }
 
-    /// How far into the block `address` is.
+    /// How far into the block `address` is; 0, which is no container's, for one before it.
     pub(crate) fn offset(self, address: Ipv4Addr) -> u32 {
-        address.to_bits() - self.first
+        address.to_bits().saturating_sub(self.first)
     }
 
     /// Whether a container may have this address.

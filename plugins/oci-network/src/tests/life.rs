@@ -137,6 +137,27 @@ fn a_changed_configuration_waits_for_the_containers_of_the_old_one() {
 }
 
 #[test]
+fn running_containers_tell_their_block_when_its_note_is_lost() {
+    on_scratch_host(async |world| {
+        let first = world.open().await;
+        let (block, one) = (first.block(), container(&first, "one").await);
+        drop(first);
+        let at = |address| vec![Adopted { address, ports: vec![tcp(8080, 80)] }];
+        for _ in 0..2 {
+            std::fs::remove_file(world.state.path().join("network-block")).unwrap();
+            let stranger = at(Ipv4Addr::new(10, 1, 2, 3));
+            let error = world.open_with(Nft::default(), config(0), stranger).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+            let again = world.open_with(Nft::default(), config(0), at(one.address)).await.unwrap();
+            assert_eq!(again.block(), block);
+            assert!(call(&world.outside, HOST, 8080).unwrap().starts_with("one"));
+            assert_eq!(again.interface(Ipv4Addr::new(10, 1, 2, 3)), "hs0badc-0");
+            drop(again);
+        }
+    });
+}
+
+#[test]
 fn what_a_namespace_is_made_of() {
     on_scratch_host(async |world| {
         let networks = world.open().await;
