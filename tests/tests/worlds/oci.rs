@@ -1,6 +1,7 @@
 //! The harness's hosts without an engine: that nothing of what runs there stays, and that what is left there is seen.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -13,6 +14,24 @@ use host_tests::{
 
 use crate::traces::{Holder, no_trace, test_engine, traces};
 
+/// Fails unless there are supervisors, and containers, whose processes are in control groups.
+fn check_runs(directory: &Path, world: &Path) -> Result<()> {
+    let (traces, members) = (traces(directory), members(world));
+    let runs = traces.iter().any(|trace| trace.starts_with("/sys/fs/cgroup/"))
+        && members.iter().any(|name| name.starts_with("host-service:"));
+    ensure!(runs, "nothing runs: {traces:?}, {members:?}");
+    Ok(())
+}
+
+/// The names of the processes in a PID namespace, those of namespaces inside it aside.
+fn members(world: &Path) -> Vec<String> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path());
+    let inside = processes.filter(|path| fs::read_link(path.join("ns/pid")).is_ok_and(|link| link == world));
+    inside
+        .filter_map(|path| Some(fs::read_to_string(path.join("comm")).ok()?.trim_end().to_owned()))
+        .collect()
+}
+
 #[tokio::test]
 async fn leaves_nothing_when_dropped_with_all_that_runs() -> Result<()> {
     let host = OciHost::scratch().await?;
@@ -20,9 +39,10 @@ async fn leaves_nothing_when_dropped_with_all_that_runs() -> Result<()> {
     let service = Service::on(&host).start().await?;
     service.spin_up("running").await?;
     drop(service);
-    ensure!(traces(&directory).iter().any(|trace| trace.contains("oci-supervisor")), "nothing runs");
+    let world = fs::read_link(format!("/proc/{}/ns/pid", host.world().first()))?;
+    check_runs(&directory, &world)?;
     drop(host);
-    assert_eq!(traces(&directory), Vec::<String>::new());
+    assert_eq!((traces(&directory), members(&world)), (Vec::new(), Vec::new()));
     Ok(())
 }
 
@@ -31,9 +51,13 @@ async fn leaves_nothing_when_its_user_is_killed_with_all_that_runs() -> Result<(
     let temporary = tempfile::tempdir()?;
     let mut user = Holder::start(&mut test_engine("oci", temporary.path()))?;
     let directory = PathBuf::from(user.line()?);
-    ensure!(traces(&directory).iter().any(|trace| trace.contains("oci-supervisor")), "nothing runs");
+    let first = fs::read_to_string(directory.join("world"))?;
+    let world = fs::read_link(format!("/proc/{}/ns/pid", first.trim_end()))?;
+    check_runs(&directory, &world)?;
     drop(user);
-    no_trace(&directory).await
+    no_trace(&directory).await?;
+    assert_eq!(members(&world), Vec::<String>::new());
+    Ok(())
 }
 
 #[tokio::test]
