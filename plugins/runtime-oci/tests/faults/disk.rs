@@ -13,7 +13,7 @@ use host_core::{
 
 use crate::{
     told::{follow, log, until},
-    world::{World, bind, elsewhere, entries, exit, named, output, seen, spec, start},
+    world::{World, bind, elsewhere, entries, eventually, exit, named, output, seen, spec, start},
 };
 
 /// A root of this size.
@@ -91,7 +91,7 @@ async fn a_full_disk_stops_no_container_and_hides_no_end() {
     let mut spec = world.shell(
         "writer",
         &format!(
-            "echo begun; {}; seq 1 5000; {}; echo again; {}; exit 7",
+            "echo begun; {}; seq 1 5000; : >/words/passed; {}; echo again; {}; exit 7",
             wait("full"),
             wait("free"),
             wait("end")
@@ -102,8 +102,8 @@ async fn a_full_disk_stops_no_container_and_hides_no_end() {
     until(&mut follow(&runtime, "writer").await, "begun\n").await;
     let filler = fill(&world);
     fs::write(words.join("full"), "").unwrap();
-    // It has come past what cannot be kept when it waits again, which only a process that was not stopped does.
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    let passed = || words.join("passed").exists().then_some(()).ok_or_else(|| "it is stuck".to_owned());
+    eventually("it goes on", passed).await;
     assert_eq!(seen(&runtime, "writer").await.state, ContainerState::Running);
     fs::remove_file(&filler).unwrap();
     fs::write(words.join("free"), "").unwrap();

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use crate::{
     engines::{runs, script},
     told::{events, log, next, next_exit},
-    world::{LONG, World, eventually, holder, named, seen, start, within},
+    world::{LONG, World, eventually, exit, holder, named, seen, start, within},
 };
 
 /// Faster than anything that would wait for a hanging process to end by itself.
@@ -107,6 +107,27 @@ async fn one_of_many_that_is_killed_harms_no_other() {
     }
     world.is_clean().await;
     runtime.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn those_that_wait_are_replaced_when_they_die_and_end_with_the_service() {
+    let world = World::new();
+    let runtime = world.with_images().await;
+    let ready = || match world.others() {
+        all if all.len() == world.config.ready => Ok(all),
+        others => Err(format!("{others:?}")),
+    };
+    for spare in eventually("supervisors wait", ready).await {
+        kill(spare, Signal::SIGKILL).unwrap();
+    }
+    start(&runtime, &world.shell("first", "exit 3")).await;
+    assert_eq!(exit(&runtime, "first").await.code, Some(3));
+    runtime.remove(&named("first")).await.unwrap();
+    drop(runtime);
+    let gone = || if world.others().is_empty() { Ok(()) } else { Err(format!("{:?}", world.others())) };
+    eventually("nobody waits any more", gone).await;
+    world.open().await.close().await.unwrap();
+    world.is_untouched().await;
 }
 
 fn supervisor_of(directory: &Path) -> nix::unistd::Pid {

@@ -27,7 +27,7 @@ use tempfile::TempDir;
 use crate::image::{Image, Layer};
 
 /// More than anything here takes.
-pub(crate) const LONG: Duration = Duration::from_secs(15);
+pub(crate) const LONG: Duration = Duration::from_secs(60);
 /// Between two looks at a condition.
 const PAUSE: Duration = Duration::from_millis(10);
 /// An image in which the host's own programs can be run.
@@ -216,6 +216,17 @@ impl World {
         assert_eq!(output("nft", &["list", "ruleset"]), "");
         assert_eq!(output("ip", &["route", "show", "table", "all", "proto", "104"]), "");
         assert_eq!(self.groups(), Vec::<PathBuf>::new());
+        assert_eq!(self.others(), Vec::<Pid>::new());
+    }
+
+    /// Every other process in this world's network: supervisors that wait for a container, if all is well.
+    pub(crate) fn others(&self) -> Vec<Pid> {
+        let network = |process: &Path| fs::read_link(process.join("ns/net")).ok();
+        let ours = network(Path::new("/proc/thread-self"));
+        let number = |path: PathBuf| path.file_name()?.to_str()?.parse().ok();
+        let all =
+            entries(Path::new("/proc")).into_iter().filter(|path| network(path) == ours).filter_map(number);
+        all.filter(|pid| *pid != std::process::id().cast_signed()).map(Pid::from_raw).collect()
     }
 
     /// Runs the words of a shell.
