@@ -38,14 +38,16 @@ pub struct Concern {
 /// nf_tables.
 pub async fn check(config: &Config) -> Result<Vec<Concern>, PluginError> {
     let ruleset = Nft::default().list(&["ruleset"]).await?;
-    let mut concerns = closed_forward_chains(&ruleset);
+    let uplink =
+        error::blocking("asking for the uplink", || host::uplink_name(&mut Netlink::route()?)).await?;
+    let mut concerns = closed_forward_chains(&ruleset, uplink.as_deref().unwrap_or("<uplink>"));
     concerns.extend(legacy_forward_chain().await);
     concerns.extend(name_servers(config).await?);
     Ok(concerns)
 }
 
 /// Chains of others that drop what they do not know. An accept of ours cannot overrule them.
-fn closed_forward_chains(ruleset: &Value) -> Vec<Concern> {
+fn closed_forward_chains(ruleset: &Value, uplink: &str) -> Vec<Concern> {
     let is_ours = |chain: &Value| chain["table"].as_str().is_some_and(|name| name.starts_with(TABLE_PREFIX));
     let handles_ipv4 = |chain: &Value| chain["family"] == "ip" || chain["family"] == "inet";
     objects(ruleset, "chain")
@@ -53,7 +55,7 @@ fn closed_forward_chains(ruleset: &Value) -> Vec<Concern> {
         .filter(|chain| {
             (chain["policy"] == "drop" || ends_closed(ruleset, chain)) && !knows_us(ruleset, chain)
         })
-        .map(|chain| concern(ruleset, chain))
+        .map(|chain| concern(ruleset, chain, uplink))
         .collect()
 }
 
@@ -79,7 +81,7 @@ fn knows_us(ruleset: &Value, chain: &Value) -> bool {
     })
 }
 
-fn concern(ruleset: &Value, chain: &Value) -> Concern {
+fn concern(ruleset: &Value, chain: &Value, uplink: &str) -> Concern {
     let text = |key: &str| chain[key].as_str().unwrap_or("?").to_owned();
     let (family, table, name) = (text("family"), text("table"), text("name"));
     let has_chain = |wanted: &str| {
@@ -89,7 +91,11 @@ fn concern(ruleset: &Value, chain: &Value) -> Concern {
         })
     };
     let remedy = if has_chain("DOCKER-USER") {
-        "iptables -I DOCKER-USER -i hs+ -j ACCEPT; iptables -I DOCKER-USER -o hs+ -j ACCEPT".to_owned()
+        // No wider: what this accepts, Docker does not look at any more, and keeps off its own containers.
+        format!(
+            "iptables -I DOCKER-USER -i hs+ -o {uplink} -j ACCEPT; iptables -I DOCKER-USER -o hs+ -m conntrack \
+             --ctstate DNAT,ESTABLISHED,RELATED -j ACCEPT"
+        )
     } else if has_chain("ufw-") {
         "ufw default allow routed".to_owned()
     } else if table == "firewalld" {
@@ -209,10 +215,23 @@ mod tests {
         let reject = rule(serde_json::json!([{"reject": {"type": "icmp"}}]));
         let about_us = rule(serde_json::json!([{"match": {"op": "==", "left": {"meta": {"key": "iifname"}},
             "right": "hs*"}}, {"accept": null}]));
-        let count = |rules: &[&Value]| closed_forward_chains(&ruleset(serde_json::json!(rules))).len();
+        let count = |rules: &[&Value]| closed_forward_chains(&ruleset(serde_json::json!(rules)), "up0").len();
         assert_eq!(count(&[&accept]), 0);
         assert_eq!(count(&[&accept, &reject]), 1);
         assert_eq!(count(&[&reject, &accept]), 0);
         assert_eq!(count(&[&about_us, &reject]), 0);
+    }
+
+    #[test]
+    fn dockers_remedy_opens_no_way_to_dockers_own_containers() {
+        let user = serde_json::json!({"chain": {"family": "ip", "table": "filter", "name": "DOCKER-USER"}});
+        let reject = rule(serde_json::json!([{"reject": {"type": "icmp"}}]));
+        let found = closed_forward_chains(&ruleset(serde_json::json!([user, reject])), "up0");
+        let remedy = found[0].remedy.split(" (").next().unwrap();
+        assert_eq!(
+            remedy,
+            "iptables -I DOCKER-USER -i hs+ -o up0 -j ACCEPT; iptables -I DOCKER-USER -o hs+ -m conntrack --ctstate \
+             DNAT,ESTABLISHED,RELATED -j ACCEPT"
+        );
     }
 }

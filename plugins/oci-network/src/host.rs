@@ -242,20 +242,32 @@ pub(crate) fn links(netlink: &mut Netlink, prefix: &str) -> io::Result<Vec<Strin
 
 /// The largest packet on the interface of the default route, in bytes.
 pub(crate) fn uplink_mtu(netlink: &mut Netlink) -> io::Result<u32> {
-    let index = routes(netlink)?.iter().find(|route| route.is_default()).and_then(|route| route.interface);
-    let Some(index) = index else {
-        return Ok(USUAL_MTU);
-    };
-    let mut request = LinkMessage::default();
-    request.header.index = index;
-    let Some(RouteNetlinkMessage::NewLink(link)) = netlink.get(RouteNetlinkMessage::GetLink(request))? else {
-        return Ok(USUAL_MTU);
-    };
-    let mtu = link.attributes.iter().find_map(|of| match of {
-        LinkAttribute::Mtu(mtu) => Some(*mtu),
+    let mtu = uplink(netlink)?.into_iter().find_map(|of| match of {
+        LinkAttribute::Mtu(mtu) => Some(mtu),
         _ => None,
     });
     Ok(mtu.unwrap_or(USUAL_MTU))
+}
+
+/// The name of the interface of the default route.
+pub(crate) fn uplink_name(netlink: &mut Netlink) -> io::Result<Option<String>> {
+    Ok(uplink(netlink)?.into_iter().find_map(|of| match of {
+        LinkAttribute::IfName(name) => Some(name),
+        _ => None,
+    }))
+}
+
+fn uplink(netlink: &mut Netlink) -> io::Result<Vec<LinkAttribute>> {
+    let index = routes(netlink)?.iter().find(|route| route.is_default()).and_then(|route| route.interface);
+    let Some(index) = index else {
+        return Ok(Vec::new());
+    };
+    let mut request = LinkMessage::default();
+    request.header.index = index;
+    match netlink.get(RouteNetlinkMessage::GetLink(request))? {
+        Some(RouteNetlinkMessage::NewLink(link)) => Ok(link.attributes),
+        _ => Ok(Vec::new()),
+    }
 }
 
 /// Sets `/proc/sys/net/{key}` of this thread's namespace.
