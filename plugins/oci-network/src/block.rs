@@ -52,6 +52,10 @@ pub(crate) fn claim(
         if same && is_claimed(&routes, before) {
             return readopt(&mut netlink, before).map(|()| before);
         }
+        // Held by somebody, though no container is; they would be in the way of the new block's.
+        let stale = host::links(&mut netlink, &key.interface_prefix(), before)
+            .and_then(|names| host::delete_links(&mut netlink, &names));
+        stale.map_err(|error| error::kernel("removing interfaces", error))?;
         unclaim(&mut netlink, before)?;
     }
     let free =

@@ -186,7 +186,8 @@ pub async fn leftovers(key: &str, state_dir: &Path) -> Result<Leftovers, PluginE
         let mut netlink = Netlink::route()?;
         let routes = host::routes(&mut netlink)?;
         let claimed = |block: &Subnet| routes.iter().any(|route| route.is_claim() && route.to == *block);
-        Ok((remembered.filter(claimed), host::links(&mut netlink, &prefix)?))
+        let interfaces = remembered.map(|block| host::links(&mut netlink, &prefix, block)).transpose()?;
+        Ok((remembered.filter(claimed), interfaces.unwrap_or_default()))
     })
     .await?;
     let forwarding = forwarding::is_noted(state_dir);

@@ -14,7 +14,7 @@ use netlink_packet_route::{
 };
 
 use crate::{
-    name::{DOOMED, ROUTE_PROTOCOL},
+    name::{DOOMED, GROUP, HOST_MAC, ROUTE_PROTOCOL},
     netlink::Netlink,
     subnet::Subnet,
 };
@@ -225,19 +225,37 @@ fn gone_is_fine(done: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Names of the interfaces that start with `prefix`.
-pub(crate) fn links(netlink: &mut Netlink, prefix: &str) -> io::Result<Vec<String>> {
+/// Names of the interfaces that start with `prefix`, and are host ends of containers with addresses of `block`.
+pub(crate) fn links(netlink: &mut Netlink, prefix: &str, block: Subnet) -> io::Result<Vec<String>> {
     let answers = netlink.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
     Ok(answers
         .into_iter()
         .filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewLink(link) => link.attributes.into_iter().find_map(|of| match of {
-                LinkAttribute::IfName(name) if name.starts_with(prefix) => Some(name),
-                _ => None,
-            }),
+            RouteNetlinkMessage::NewLink(link) if is_host_end(&link, block) => {
+                link.attributes.into_iter().find_map(|of| match of {
+                    LinkAttribute::IfName(name) if name.starts_with(prefix) => Some(name),
+                    _ => None,
+                })
+            }
             _ => None,
         })
         .collect())
+}
+
+/// By its group and its hardware address, which it has from its first moment on.
+fn is_host_end(link: &LinkMessage, block: Subnet) -> bool {
+    let (mut grouped, mut within) = (false, false);
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::Group(group) => grouped = [GROUP, DOOMED].contains(group),
+            LinkAttribute::Address(mac) => {
+                let address = mac.strip_prefix(&HOST_MAC).and_then(|rest| <[u8; 4]>::try_from(rest).ok());
+                within = address.is_some_and(|address| block.contains(Ipv4Addr::from(address)));
+            }
+            _ => {}
+        }
+    }
+    grouped && within
 }
 
 /// The largest packet on the interface of the default route, in bytes.

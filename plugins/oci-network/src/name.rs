@@ -12,6 +12,10 @@ pub(crate) const GROUP: u32 = 0x6873;
 /// Group of interfaces that are about to be deleted together.
 pub(crate) const DOOMED: u32 = GROUP + 1;
 
+/// The first bytes of the hardware addresses of host ends; the container's IPv4 address follows, so that an interface
+/// tells whose it is. Names do not: they have 20 of the 32 bits of a store's key.
+pub(crate) const HOST_MAC: [u8; 2] = [0x02, 0x68];
+
 /// Who made a route, as `ip route` shows it; free in iproute2's list of protocols. "h" in ASCII.
 pub(crate) const ROUTE_PROTOCOL: u8 = 0x68;
 

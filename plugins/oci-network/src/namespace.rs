@@ -19,14 +19,18 @@ use netlink_packet_route::{
 use nix::sched::{CloneFlags, setns, unshare};
 use tokio::{sync::oneshot, time::timeout};
 
-use crate::{error, host, name::GROUP, netlink::Netlink};
+use crate::{
+    error, host,
+    name::{GROUP, HOST_MAC},
+    netlink::Netlink,
+    subnet::Subnet,
+};
 
 /// The interface inside.
 const INSIDE: &str = "eth0";
 
-/// The first bytes of hardware addresses, of the host's end and the container's; the container's IPv4 address
-/// follows. Set, so that no device manager on the host changes them later under a container's neighbour table.
-const HOST_MAC: [u8; 2] = [0x02, 0x68];
+/// The first bytes of the container's end's hardware address; its IPv4 address follows. Set at both ends, so that no
+/// device manager on the host changes them later under a container's neighbour table.
 const CONTAINER_MAC: [u8; 2] = [0x02, 0x63];
 
 /// Both ends are active by then, or something is wrong; it takes no time, or on kernels before 6.9 a work queue's.
@@ -129,6 +133,11 @@ fn join(plan: &Plan, namespace: &OwnedFd, inside: &mut Netlink) -> io::Result<()
     match create(&mut host) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             // The address is free, so this is of a container whose namespace the kernel has not cleared yet.
+            let own = Subnet::around(plan.address, 32);
+            if !host::links(&mut host, &plan.interface, own)?.contains(&plan.interface) {
+                let message = format!("the interface {} is another store's or program's", plan.interface);
+                return Err(io::Error::other(message));
+            }
             host::delete_link(&mut host, &plan.interface)?;
             create(&mut host)?;
         }

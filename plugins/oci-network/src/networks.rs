@@ -197,7 +197,7 @@ impl Networks {
         let has_container = move |name: &str| {
             pool.key.address(pool.block, name).is_some_and(|address| pool.addresses.is_taken(address))
         };
-        let unlinked = remove_unused(&self.pool.key, has_container).await;
+        let unlinked = remove_unused(&self.pool.key, self.pool.block, has_container).await;
         // Ended by an earlier call is fine.
         self.writer.end().await;
         self.tasks.close();
@@ -278,7 +278,7 @@ async fn set_up(
     adopted: &[Adopted],
 ) -> Result<(Rules, u32, Ports), PluginError> {
     let known: Vec<_> = adopted.iter().map(|container| key.interface(block, container.address)).collect();
-    remove_unused(key, move |name| known.iter().any(|known| known == name)).await?;
+    remove_unused(key, block, move |name| known.iter().any(|known| known == name)).await?;
     let mtu = match config.mtu {
         Some(mtu) => mtu,
         None => error::blocking("asking for the uplink", || host::uplink_mtu(&mut Netlink::route()?)).await?,
@@ -301,12 +301,13 @@ async fn set_up(
 /// killed.
 async fn remove_unused(
     key: &Key,
+    block: Subnet,
     has_container: impl Fn(&str) -> bool + Send + 'static,
 ) -> Result<(), PluginError> {
     let prefix = key.interface_prefix();
     error::blocking("removing interfaces", move || {
         let mut netlink = Netlink::route()?;
-        let mut names = host::links(&mut netlink, &prefix)?;
+        let mut names = host::links(&mut netlink, &prefix, block)?;
         names.retain(|name| !has_container(name));
         host::delete_links(&mut netlink, &names)
     })

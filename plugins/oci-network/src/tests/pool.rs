@@ -102,11 +102,33 @@ fn an_interface_that_lingers_gives_way() {
     on_scratch_host(async |world| {
         let networks = open(&world, config(0)).await;
         let next = networks.interface(Ipv4Addr::from_bits(networks.block().first().to_bits() + 2));
-        ip(&format!("link add {next} type veth"));
+        let block = networks.block().first().octets();
+        let mac = format!("02:68:{:02x}:{:02x}:{:02x}:02", block[0], block[1], block[2]);
+        ip(&format!("link add {next} address {mac} group 26739 type veth"));
         let one = container(&networks, "one").await;
         assert_eq!(networks.interface(one.address), next);
         networks.publish(one.address, &[tcp(8080, 80)]).await.unwrap();
         assert!(call(&world.outside, HOST, 8080).unwrap().starts_with("one"));
+    });
+}
+
+#[test]
+fn an_interface_of_a_store_with_a_similar_key_is_left_alone() {
+    on_scratch_host(async |world| {
+        let theirs = tempfile::tempdir().unwrap();
+        // The first 5 digits, which interfaces have in their names, are the same.
+        let others = Networks::open(config(0), "0badcfff", theirs.path(), Vec::new()).await.unwrap();
+        let two = container(&others, "two").await;
+        others.publish(two.address, &[tcp(8081, 80)]).await.unwrap();
+        let reached = || call(&world.outside, HOST, 8081).unwrap().starts_with("two");
+        let networks = open(&world, config(0)).await;
+        assert!(reached(), "opening removed it");
+        assert_eq!(networks.interface(networks.block().container(0)), others.interface(two.address));
+        networks.take().await.unwrap_err();
+        assert!(reached(), "taking removed it");
+        networks.take().await.unwrap();
+        networks.close().await.unwrap();
+        assert!(reached(), "closing removed it");
     });
 }
 
