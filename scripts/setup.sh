@@ -73,6 +73,10 @@ for purpose in "$@"; do
             ;;
         test)
             need_crate cargo-nextest
+            need ip iproute2
+            need unshare util-linux
+            need crun crun
+            need runc runc
             need docker-registry docker-registry
             need htpasswd apache2-utils
             need pg_lsclusters postgresql

@@ -20,7 +20,8 @@ mod inside;
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs::{self, File, Permissions},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -49,7 +50,8 @@ const FIRST: &str = "bash";
 #[derive(Debug)]
 pub struct OciHost {
     entrance: Entrance,
-    binary: Option<&'static str>,
+    /// An OCI runtime instead of the embedded one.
+    binary: Option<PathBuf>,
     /// What there was before any service.
     before: Vec<String>,
     world: World,
@@ -72,24 +74,38 @@ impl OciHost {
     /// # Errors
     /// What this machine lacks, with the remedy, or why the world does not come up.
     pub async fn scratch() -> Result<Self> {
-        Self::with(None).await
+        check_host(&["nft"])?;
+        let world = World::scratch().await?;
+        let mut host = Self { entrance: world.entrance()?, binary: None, before: Vec::new(), world };
+        host.before = host.traces()?;
+        Ok(host)
     }
 
-    /// The same with an OCI runtime of its own instead of the embedded one.
+    /// The same with an OCI runtime, found in `PATH`, instead of the embedded one.
     ///
     /// # Errors
     /// As [`OciHost::scratch`].
-    pub async fn with_binary(binary: &'static str) -> Result<Self> {
+    pub async fn with_binary(binary: &str) -> Result<Self> {
         check_host(&[binary])?;
-        Self::with(Some(binary)).await
+        let mut host = Self::scratch().await?;
+        let path = host.world.path("runtime");
+        let script = format!("#!/bin/sh\necho \"$*\" >>'{}'\nexec {binary} \"$@\"\n", host.calls().display());
+        fs::write(&path, script)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o755))?;
+        host.binary = Some(path);
+        Ok(host)
     }
 
-    async fn with(binary: Option<&'static str>) -> Result<Self> {
-        check_host(&["nft"])?;
-        let world = World::scratch().await?;
-        let mut host = Self { entrance: world.entrance()?, binary, before: Vec::new(), world };
-        host.before = host.traces()?;
-        Ok(host)
+    /// What the OCI runtime was asked for so far, a line each.
+    ///
+    /// # Errors
+    /// It was asked for nothing.
+    pub fn asked(&self) -> Result<String> {
+        fs::read_to_string(self.calls()).context("it was not called")
+    }
+
+    fn calls(&self) -> PathBuf {
+        self.world.path("calls")
     }
 
     /// Where all of it is.
@@ -239,8 +255,8 @@ impl Ground for OciHost {
             "[runtime]\nplugin = \"oci\"\n[runtime.oci]\nroot = \"{}\"\ncgroup_parent = \"{group}\"\n",
             self.root(instance).display()
         );
-        if let Some(binary) = self.binary {
-            settings.push_str(&format!("binary = \"{binary}\"\n"));
+        if let Some(binary) = &self.binary {
+            settings.push_str(&format!("binary = \"{}\"\n", binary.display()));
         }
         settings
     }

@@ -31,6 +31,8 @@ async fn an_external_runtime_does_the_same() -> Result<()> {
     let host = OciHost::with_binary("crun").await?;
     requests::a_request_becomes_a_running_mandelbox_and_leaves_nothing(&host).await?;
     requests::a_failed_spin_up_is_undone_and_disturbs_nobody(&host).await?;
+    let asked = host.asked()?;
+    ensure!([" create ", " start ", " delete "].iter().all(|what| asked.contains(what)), "{asked}");
     host.assert_untouched().await
 }
 
