@@ -206,8 +206,10 @@ impl Networks {
         if self.pool.addresses.used() > 0 {
             return settled.and(unlinked);
         }
+        let lock = forwarding::lock().await?;
         let removed = self.nft.apply(&self.rules.remove()).await;
         let forwarding = forwarding::put_back(&self.nft, &self.pool.key.table(), &self.state_dir).await;
+        drop(lock);
         let released = release_block(self.pool.block, &self.state_dir).await;
         settled.and(unlinked).and(removed).and(forwarding).and(released)
     }
@@ -283,17 +285,20 @@ async fn set_up(
         Some(mtu) => mtu,
         None => error::blocking("asking for the uplink", || host::uplink_mtu(&mut Netlink::route()?)).await?,
     };
-    let no_router = forwarding::is_ours(nft, &key.table(), state_dir).await?;
+    let lock = forwarding::lock().await?;
+    let before = forwarding::is_ours(nft, &key.table(), state_dir).await?;
+    let (no_router, took_redirects) = (before.is_some(), before == Some(true));
     let dns = config.dns.clone();
     let name_servers =
         error::blocking("reading resolv.conf", move || Ok(resolv::link_local(&resolv::text(&dns)))).await?;
-    let rules = Rules { key: key.clone(), block, no_router, name_servers };
+    let rules = Rules { key: key.clone(), block, no_router, took_redirects, name_servers };
     let mut ports = Ports::default();
     for container in adopted {
         ports.adopt(container.address, &container.ports);
     }
     nft.apply(&rules.replace(&ports.all())).await?;
     forwarding::turn_on()?;
+    drop(lock);
     Ok((rules, mtu, ports))
 }
 
@@ -316,9 +321,11 @@ async fn remove_unused(
 
 /// After a failed opening without containers; what cannot be undone is found by the next one.
 async fn undo(nft: &Nft, key: &Key, block: Subnet, state_dir: &Path) {
-    let rules = Rules { key: key.clone(), block, no_router: false, name_servers: Vec::new() };
+    let (key, name_servers) = (key.clone(), Vec::new());
+    let rules = Rules { key, block, no_router: false, took_redirects: false, name_servers };
+    let _lock = forwarding::lock().await;
     let _ = nft.apply(&rules.remove()).await;
-    let _ = forwarding::put_back(nft, &key.table(), state_dir).await;
+    let _ = forwarding::put_back(nft, &rules.key.table(), state_dir).await;
     let _ = release_block(block, state_dir).await;
 }
 

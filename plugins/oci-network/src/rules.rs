@@ -26,6 +26,9 @@ const OUTGOING: &str = "32768-60999";
 const AZURE: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
 const ALIBABA: Ipv4Addr = Ipv4Addr::new(100, 100, 100, 200);
 
+/// The chain that is there only if the host took ICMP redirects before forwarding was turned on; for other stores.
+pub(crate) const TOOK_REDIRECTS: &str = "took-redirects";
+
 /// Everything that is the same for every transaction of a service.
 #[derive(Debug, Clone)]
 pub(crate) struct Rules {
@@ -33,6 +36,8 @@ pub(crate) struct Rules {
     pub(crate) block: Subnet,
     /// The service turned forwarding on: nothing but containers' traffic may be forwarded.
     pub(crate) no_router: bool,
+    /// And the host took redirects before.
+    pub(crate) took_redirects: bool,
     /// Name servers on link-local addresses, as clouds have them: containers may ask them for names and nothing else.
     pub(crate) name_servers: Vec<Ipv4Addr>,
 }
@@ -58,6 +63,8 @@ impl Rules {
     fn table(&self, text: &mut String) {
         let (table, block) = (self.key.table(), self.block);
         let no_router = if self.no_router { format!("chain {NO_ROUTER} {{ drop; }}") } else { String::new() };
+        let took_redirects =
+            if self.took_redirects { format!("chain {TOOK_REDIRECTS} {{ }}") } else { String::new() };
         let last = if self.no_router { format!("jump {NO_ROUTER}") } else { String::new() };
         let mut servers = AZURE.to_string();
         for server in &self.name_servers {
@@ -69,6 +76,7 @@ impl Rules {
   map {ON_ONE} {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
   map {ON_ALL} {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
   {no_router}
+  {took_redirects}
   chain from-containers {{
     type filter hook prerouting priority raw; policy accept;
     iifgroup != {GROUP} accept

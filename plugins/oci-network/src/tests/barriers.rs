@@ -232,6 +232,40 @@ fn a_host_that_was_a_router_stays_one() {
     });
 }
 
+#[test]
+fn the_last_of_two_stores_puts_redirects_back() {
+    on_scratch_host(async |world| {
+        let path = "/proc/sys/net/ipv4/conf/all/accept_redirects";
+        for value in ["0", "1"] {
+            std::fs::write(path, value).unwrap();
+            let (networks, state) = (world.open().await, tempfile::tempdir().unwrap());
+            let others =
+                Networks::open(super::world::config(0), "12345678", state.path(), Vec::new()).await.unwrap();
+            networks.close().await.unwrap();
+            assert_eq!(forwarding(), "1");
+            others.close().await.unwrap();
+            assert_eq!(forwarding(), "0");
+            assert_eq!(std::fs::read_to_string(path).unwrap().trim(), value);
+        }
+    });
+}
+
+#[test]
+fn a_store_that_closes_takes_no_forwarding_from_one_that_opens() {
+    on_scratch_host(async |world| {
+        let state = tempfile::tempdir().unwrap();
+        for _ in 0..10 {
+            let networks = world.open().await;
+            let open = Networks::open(super::world::config(0), "12345678", state.path(), Vec::new());
+            let (closed, opened) = tokio::join!(networks.close(), open);
+            closed.unwrap();
+            assert_eq!(forwarding(), "1");
+            opened.unwrap().close().await.unwrap();
+            assert_eq!(forwarding(), "0");
+        }
+    });
+}
+
 const THIRD: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 
 /// A network on the host's other side, with a server that knows the way back.
