@@ -62,10 +62,11 @@ impl Layout {
                 _ => {}
             }
         }
-        match (controllers.is_empty(), unified) {
-            (true, unified) => unified.map(Self::V2),
-            (false, unified) => Some(Self::V1 { controllers, unified }),
+        // A hierarchy that somebody has mounted elsewhere, for network classes say, makes no host one of version 1.
+        if controllers.is_empty() || unified.as_deref() == Some(Path::new("/sys/fs/cgroup")) {
+            return unified.map(Self::V2);
         }
+        Some(Self::V1 { controllers, unified })
     }
 
     /// Version 2 beside version 1.
@@ -87,7 +88,7 @@ impl Layout {
     /// Whether limits of memory may count swap too.
     pub(crate) fn counts_swap(&self) -> bool {
         match self {
-            Self::V2(_) => true,
+            Self::V2(root) => has_swap_limits(root),
             Self::V1 { controllers, .. } => controllers
                 .get("memory")
                 .is_some_and(|memory| memory.join("memory.memsw.limit_in_bytes").exists()),
@@ -118,6 +119,13 @@ impl Layout {
             }
         }
     }
+}
+
+/// Only groups below the root have the files, where memory is limited at all; none of those tells nothing.
+fn has_swap_limits(root: &Path) -> bool {
+    let groups = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+    let limited = groups.into_iter().find(|group| group.join("memory.max").exists());
+    limited.is_none_or(|group| group.join("memory.swap.max").exists())
 }
 
 /// Those of version 1.
@@ -269,7 +277,23 @@ mod tests {
 
         let v2 = "30 24 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
         assert_eq!(Layout::of(v2), Some(Layout::V2("/sys/fs/cgroup".into())));
+        let stray = format!("{v2}31 1 0:27 / /run/net_cls rw - cgroup cgroup rw,net_cls\n");
+        assert_eq!(Layout::of(&stray), Some(Layout::V2("/sys/fs/cgroup".into())));
         assert_eq!(Layout::of("24 1 0:2 / /proc rw - proc proc rw\n"), None);
+    }
+
+    #[test]
+    fn swap_counts_where_groups_have_a_limit_for_it() {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout::V2(root.path().to_owned());
+        assert!(layout.counts_swap());
+        let group = root.path().join("a.slice");
+        fs::create_dir_all(&group).unwrap();
+        fs::create_dir_all(root.path().join("unlimited")).unwrap();
+        fs::write(group.join("memory.max"), "max").unwrap();
+        assert!(!layout.counts_swap());
+        fs::write(group.join("memory.swap.max"), "max").unwrap();
+        assert!(layout.counts_swap());
     }
 
     #[test]

@@ -202,8 +202,30 @@ fn readable(path: &Path, text: &str) -> io::Result<PathBuf> {
 }
 
 fn apparmor() -> AppArmor {
-    match Path::new("/sys/kernel/security/apparmor").exists() {
-        true => AppArmor::Enabled { default: None },
-        false => AppArmor::Absent,
+    let directory = Path::new("/sys/kernel/security/apparmor");
+    if !directory.exists() {
+        return AppArmor::Absent;
+    }
+    let loaded = fs::read_to_string(directory.join("profiles")).unwrap_or_default();
+    AppArmor::Enabled { default: usual_profile(&loaded) }
+}
+
+/// The engines' profile, where one of them has loaded it: lines are `docker-default (enforce)`.
+fn usual_profile(loaded: &str) -> Option<String> {
+    let mut names = loaded.lines().filter_map(|line| line.split(' ').next());
+    names.find(|name| *name == "docker-default").map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_engines_profile_is_taken_where_it_is_loaded() {
+        let loaded = "/usr/bin/man (enforce)\ndocker-default (enforce)\nlsb_release (enforce)\n";
+        assert_eq!(usual_profile(loaded).as_deref(), Some("docker-default"));
+        for other in ["", "docker-default-2 (enforce)\n", "/usr/bin/man//docker-default (enforce)\n"] {
+            assert_eq!(usual_profile(other), None);
+        }
     }
 }

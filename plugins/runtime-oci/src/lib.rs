@@ -131,8 +131,8 @@ impl OciRuntime {
         let (filler, stop) = (containers.clone(), containers.stop.clone());
         let fill = async move { filler.spares.fill().await };
         containers.tasks.spawn(stop.run_until_cancelled_owned(fill));
-        containers.tasks.spawn_blocking(move || {
-            if let Err(error) = recovery::empty_trash(&trash) {
+        containers.tasks.spawn(async move {
+            if let Err(error) = recovery::empty_trash(&trash).await {
                 tracing::warn!(%error, path = %trash.display(), "removed containers' files cannot be deleted");
             }
         });

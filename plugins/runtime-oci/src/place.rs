@@ -38,6 +38,8 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use tokio::process::Command;
+
 use crate::protocol::Status;
 
 const CONTAINERS: &str = "containers";
@@ -175,6 +177,15 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
 /// An empty file for root alone.
 pub(crate) fn create(path: &Path) -> io::Result<File> {
     fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+}
+
+/// Deletes a tree that a container has made, which may be deeper than this process's stack or its descriptors reach.
+pub(crate) async fn delete(tree: &Path) -> io::Result<()> {
+    let output = Command::new("rm").arg("-rf").arg("--").arg(tree).kill_on_drop(true).output().await?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+    }
 }
 
 /// As its supervisor last saw it.

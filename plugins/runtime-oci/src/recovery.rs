@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs, io, path::Path, sync::Arc};
 
 use host_core::{
-    ErrorKind, PluginError,
+    chain,
     runtime::{Container, ContainerId, Exit, Result},
 };
 use oci_images::Store;
@@ -62,7 +62,8 @@ pub(crate) fn adopted(found: &[Found]) -> Vec<Adopted> {
     found.iter().filter_map(of).collect()
 }
 
-/// Takes over what is there.
+/// Takes over what is there. What cannot be ended now is kept, and ended when it is removed: it must not keep the service
+/// from starting.
 pub(crate) async fn recover(
     containers: &Arc<Containers>,
     found: Vec<Found>,
@@ -78,12 +79,10 @@ pub(crate) async fn recover(
         let directory = containers.root.container(&id);
         // A supervisor that saw its container end would still write into the directory.
         let end = move || kill_supervisor(&directory).and_then(|()| group.destroy());
-        let ended = tokio::task::spawn_blocking(end).await;
-        ended
-            .map_err(io::Error::other)
-            .flatten()
-            .map_err(failed(format!("container {id} cannot be ended")))?;
-        containers.discard(&id).map_err(failed(format!("container {id} cannot be removed")))?;
+        let ended = tokio::task::spawn_blocking(end).await.map_err(io::Error::other).flatten();
+        if let Err(error) = ended.and_then(|()| containers.discard(&id)) {
+            tracing::error!(%error, container = id, "what a killed service had begun to make cannot be removed");
+        }
     }
     release_unused(&containers.store, &containers.table.list()).await
 }
@@ -107,10 +106,9 @@ async fn take_over(containers: &Arc<Containers>, held: &Arc<Held>) -> Result<()>
         }
     }
     let of = held.clone();
-    let ended = tokio::task::spawn_blocking(move || of.destroy()).await;
-    ended.unwrap_or_else(|error| {
-        Err(PluginError::new(ErrorKind::Internal, "ending a container was abandoned").with_source(error))
-    })?;
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || of.destroy()).await {
+        tracing::error!(error = %chain(&error), "a container without a supervisor cannot be ended");
+    }
     held.lost(&Hub::default());
     held.recall(place_status(held), false);
     Ok(())
@@ -132,9 +130,12 @@ async fn release_unused(store: &Store, held: &[Arc<Held>]) -> Result<()> {
 }
 
 /// What was removed and not deleted yet.
-pub(crate) fn empty_trash(trash: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(trash)? {
-        fs::remove_dir_all(entry?.path())?;
+pub(crate) async fn empty_trash(trash: &Path) -> io::Result<()> {
+    let entries: io::Result<Vec<_>> = fs::read_dir(trash)?.map(|entry| Ok(entry?.path())).collect();
+    for tree in entries? {
+        if let Err(error) = place::delete(&tree).await {
+            tracing::warn!(%error, path = %tree.display(), "a removed container's files cannot be deleted");
+        }
     }
     Ok(())
 }

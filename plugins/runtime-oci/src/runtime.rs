@@ -31,7 +31,7 @@ use crate::{
     config::Config,
     events::Hub,
     held::{Held, Link},
-    place::{Description, Root},
+    place::{self, Description, Root},
     program::Spares,
     protocol::{Asked, Phase},
 };
@@ -164,6 +164,10 @@ impl Containers {
         let containers = self.clone();
         self.see_through(async move {
             let mut gate = held.gate.lock().await;
+            if matches!(held.phase(), Phase::Exited(_)) && !held.is_gone() {
+                let text = format!("container {} has ended and cannot be started again", held.name);
+                return Err(PluginError::new(ErrorKind::Conflict, text));
+            }
             let link = gate.as_mut().filter(|_| !held.is_gone()).ok_or_else(|| removed(&held.name))?;
             let started = containers.begin(&held, link);
             held.leaving.run_until_cancelled(started).await.unwrap_or_else(|| Err(removed(&held.name)))
@@ -172,13 +176,8 @@ impl Containers {
     }
 
     async fn begin(&self, held: &Held, link: &mut Link) -> Result<()> {
-        match held.phase() {
-            Phase::Running { .. } => return Ok(()),
-            Phase::Exited(_) => {
-                let text = format!("container {} has ended and cannot be started again", held.name);
-                return Err(PluginError::new(ErrorKind::Conflict, text));
-            }
-            Phase::Launching | Phase::Created { .. } => {}
+        if let Phase::Running { .. } = held.phase() {
+            return Ok(());
         }
         if let Some(address) = held.address.get() {
             self.networks.publish(*address, &held.ports).await?;
@@ -208,11 +207,15 @@ impl Containers {
         self.see_through(async move {
             let mut gate = held.gate.lock().await;
             match (gate.as_mut(), held.phase()) {
-                (Some(link), Phase::Running { .. }) => match link.signal(signal).await {
-                    // Its supervisor has ended, so it has too.
-                    Err(error) if error.kind() == ErrorKind::Unavailable => Ok(()),
-                    other => other,
-                },
+                // Who removes it does not wait for a supervisor that does not answer.
+                (Some(link), Phase::Running { .. }) => {
+                    match held.leaving.run_until_cancelled(link.signal(signal)).await {
+                        // Its supervisor has ended, so it has too.
+                        Some(Err(error)) if error.kind() == ErrorKind::Unavailable => Ok(()),
+                        Some(other) => other,
+                        None => Ok(()),
+                    }
+                }
                 _ => Ok(()),
             }
         })
@@ -262,11 +265,11 @@ impl Containers {
                 let _ = link.signal(Signal::SIGKILL).await;
                 held.unsupervised().await;
             };
-            if tokio::time::timeout(TIDY_END, asked).await.is_ok() {
-                return Ok(());
+            if tokio::time::timeout(TIDY_END, asked).await.is_err() {
+                tracing::warn!(container = held.name, "a supervisor does not answer; killing it");
             }
-            tracing::warn!(container = held.name, "a supervisor does not answer; killing it");
         }
+        // After an end in good order there is nothing left to kill, which only this can tell.
         let of = held.clone();
         let destroyed = tokio::task::spawn_blocking(move || of.destroy()).await;
         destroyed.unwrap_or_else(|error| {
@@ -279,8 +282,8 @@ impl Containers {
         let trash = self.root.trash().join(id);
         match fs::rename(self.root.disk(id), &trash) {
             Ok(()) => {
-                self.tasks.spawn_blocking(move || {
-                    if let Err(error) = fs::remove_dir_all(&trash) {
+                self.tasks.spawn(async move {
+                    if let Err(error) = place::delete(&trash).await {
                         tracing::warn!(%error, path = %trash.display(), "a removed container's files stay until the next start");
                     }
                 });

@@ -27,6 +27,10 @@ pub(super) fn attach(
     let resolved = (!gpu.cdi.is_empty()).then(|| registry.resolve(&gpu.cdi));
     match resolved {
         Some(Ok(edits)) => edits.iter().try_for_each(|edits| apply(spec, edits)),
+        Some(Err(error)) if !gpu.devices.is_empty() => {
+            tracing::warn!(%error, "the GPU is given without its libraries, as plain device nodes");
+            add_devices(spec, devices::given(&gpu.devices)?)
+        }
         _ if !gpu.devices.is_empty() => add_devices(spec, devices::given(&gpu.devices)?),
         Some(Err(error)) => Err(unsupported(format!(
             "the GPU cannot be given: {error}; have the vendor's tool write one, for example `nvidia-ctk cdi generate`"

@@ -1,6 +1,11 @@
 //! What Linux in particular is asked for: namespaces, what of the kernel is hidden, the system call filter.
 
-use std::{collections::HashMap, path::PathBuf};
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
 
 use host_core::{
     PluginError,
@@ -27,6 +32,9 @@ const MASKED: [&str; 12] = [
     "/sys/firmware",
 ];
 
+/// Of every CPU besides, as in Docker 28: how hot it gets tells what others compute. Looked up once per process.
+static THROTTLES: LazyLock<Vec<String>> = LazyLock::new(|| throttles(Path::new("/sys/devices/system/cpu")));
+
 /// What the engines let nobody write.
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
@@ -43,7 +51,7 @@ pub(super) fn linux(container: &ContainerSpec, place: &Place<'_>) -> Result<Linu
         .cgroups_path(&*place.cgroups_path)
         .resources(resources)
         .devices(given.into_iter().map(|given| given.node).collect::<Vec<_>>())
-        .masked_paths(MASKED.map(str::to_owned))
+        .masked_paths(masked())
         .readonly_paths(read_only(&place.cgroups))
         .build()
         .map_err(incomplete)?;
@@ -55,6 +63,22 @@ pub(super) fn linux(container: &ContainerSpec, place: &Place<'_>) -> Result<Linu
         linux.set_sysctl(Some(HashMap::from(sysctls)));
     }
     Ok(linux)
+}
+
+fn masked() -> Vec<String> {
+    MASKED.into_iter().map(str::to_owned).chain(THROTTLES.iter().cloned()).collect()
+}
+
+fn throttles(cpus: &Path) -> Vec<String> {
+    let is_cpu = |name: &str| name.strip_prefix("cpu").is_some_and(|number| number.parse::<u32>().is_ok());
+    let entries = fs::read_dir(cpus).into_iter().flatten().flatten();
+    let paths = entries
+        .filter(|entry| entry.file_name().to_str().is_some_and(is_cpu))
+        .map(|entry| entry.path().join("thermal_throttle"))
+        .filter(|path| path.is_dir());
+    let mut paths: Vec<_> = paths.map(|path| path.display().to_string()).collect();
+    paths.sort();
+    paths
 }
 
 /// As Docker says it: by default a runtime closes all mounts before it binds any, and what a bind says comes too late.
@@ -97,4 +121,22 @@ fn read_only(cgroups: &Cgroups) -> Vec<String> {
         paths.extend(names.into_iter().map(|name| format!("/sys/fs/cgroup/{name}")));
     }
     paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heat_is_hidden_of_every_cpu_that_tells_it() {
+        let directory = tempfile::tempdir().unwrap();
+        for path in ["cpu0/thermal_throttle", "cpu11/thermal_throttle", "cpu2", "cpufreq/thermal_throttle"] {
+            fs::create_dir_all(directory.path().join(path)).unwrap();
+        }
+        let expected = ["cpu0/thermal_throttle", "cpu11/thermal_throttle"]
+            .map(|path| directory.path().join(path).display().to_string());
+        assert_eq!(throttles(directory.path()), expected);
+        assert!(throttles(Path::new("/nonexistent")).is_empty());
+        assert!(masked().ends_with(&THROTTLES) && masked().contains(&"/proc/kcore".to_owned()));
+    }
 }

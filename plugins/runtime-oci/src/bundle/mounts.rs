@@ -77,7 +77,7 @@ fn usual(container: &ContainerSpec) -> Result<Vec<Mount>, PluginError> {
     .collect()
 }
 
-/// Over the image's own, writable as in the engines.
+/// Over the image's own. Not writable as in the engines: they are files of the host's `/run`, which a container could fill.
 fn generated(place: &Place<'_>) -> Result<Vec<Mount>, PluginError> {
     let files = &place.files;
     [
@@ -86,7 +86,7 @@ fn generated(place: &Place<'_>) -> Result<Vec<Mount>, PluginError> {
         ("/etc/hosts", &files.hosts),
     ]
     .into_iter()
-    .map(|(target, source)| mount(Path::new(target), "bind", source, &["rbind", "rprivate"]))
+    .map(|(target, source)| mount(Path::new(target), "bind", source, &["rbind", "rprivate", "ro"]))
     .collect()
 }
 

@@ -257,7 +257,7 @@ fn the_usual_mounts_are_dockers() {
     );
     assert_eq!(
         mount_at(&spec, "/etc/hosts"),
-        &json!({ "destination": "/etc/hosts", "type": "bind", "source": "/host/hosts", "options": ["rbind", "rprivate"] })
+        &json!({ "destination": "/etc/hosts", "type": "bind", "source": "/host/hosts", "options": ["rbind", "rprivate", "ro"] })
     );
     let spec = built(&ContainerSpec { shm_bytes: 0, ..container() });
     assert_eq!(mount_at(&spec, "/dev/shm")["options"][4], "size=67108864");

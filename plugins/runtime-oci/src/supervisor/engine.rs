@@ -114,6 +114,8 @@ impl Engine {
 }
 
 fn embedded(id: &str, directory: &Path, ends: Ends) -> Result<Container, Refusal> {
+    // Rust programs ignore it, and what is ignored stays so when another program is executed.
+    sigpipe::reset();
     let prepare = || -> Result<Container, LibcontainerError> {
         let mut builder = ContainerBuilder::new(id.to_owned(), SyscallType::default())
             .with_root_path(directory.join(STATE))?;
