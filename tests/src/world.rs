@@ -80,7 +80,6 @@ impl World {
         scratch: bool,
         furnish: impl FnOnce(&Place) -> Result<Vec<String>>,
     ) -> Result<Self> {
-        visit::check_runtime()?;
         let starting = Some(place.lock_start()?);
         let guard = match place.is_guarded()? {
             true => None,
@@ -198,8 +197,10 @@ impl Drop for World {
     }
 }
 
-/// Whether this host has what a world takes, and `more`.
+/// Whether this host has what a world takes, and `more`, and the caller can enter one. To be asked before there is a
+/// [`Place`], which only a guard removes.
 pub(crate) fn check_host(more: &[&str]) -> Result<()> {
+    visit::check_runtime()?;
     ensure!(rustix::process::getuid().is_root(), "an engine needs root: run the tests as root");
     let lacking: Vec<_> =
         PROGRAMS.iter().chain(more).copied().filter(|program| find(program).is_none()).collect();
