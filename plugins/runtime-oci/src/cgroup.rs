@@ -322,7 +322,7 @@ mod tests {
         }
         // A shell that ignores SIGTERM, in one of the hierarchies.
         let mut child =
-            std::process::Command::new("sh").args(["-c", "trap '' TERM; sleep 1000"]).spawn().unwrap();
+            std::process::Command::new("sh").args(["-c", "trap '' TERM; exec sleep 1000"]).spawn().unwrap();
         let procs = group.memory.join("cgroup.procs");
         fs::write(procs, child.id().to_string()).unwrap();
         group.destroy().unwrap();
