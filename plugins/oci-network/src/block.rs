@@ -173,8 +173,11 @@ fn remember(state_dir: &Path, block: Subnet) -> Result<(), PluginError> {
     note(state_dir, FILE, &format!("{block}\n"))
 }
 
-/// Writes a file whole or not at all.
+/// Writes a file whole or not at all. What says so already stays: a full disk must not keep a service from its containers.
 pub(crate) fn note(state_dir: &Path, name: &str, text: &str) -> Result<(), PluginError> {
+    if fs::read_to_string(state_dir.join(name)).is_ok_and(|noted| noted == text) {
+        return Ok(());
+    }
     let write = || {
         fs::create_dir_all(state_dir)?;
         let new = state_dir.join(format!("{name}.new"));
