@@ -76,7 +76,7 @@ impl Drop for Service {
 }
 
 async fn service(world: &World) -> Service {
-    let mut command = Command::new(std::env::current_exe().unwrap());
+    let mut command = Command::new("/proc/self/exe");
     command.args(["--exact", "service::as_a_process_of_its_own", "--test-threads=1"]);
     command.env(DIRECTORY, world.path("")).env(CGROUP, &world.config.cgroup_parent).stdout(Stdio::null());
     let service = Service(command.spawn().unwrap());
