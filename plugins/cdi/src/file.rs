@@ -24,6 +24,8 @@ pub(crate) enum Refusal {
     Io(#[from] io::Error),
     #[error("anybody may write it, and it decides what runs as root: `chmod o-w` it")]
     WorldWritable,
+    #[error("group {0} may write it, and it decides what runs as root: `chmod g-w` it")]
+    GroupWritable(u32),
     #[error("it belongs to user {0}, and it decides what runs as root: `chown root` it")]
     Foreign(u32),
     #[error("it is no regular file")]
@@ -89,6 +91,9 @@ pub(crate) fn read(path: &Path) -> Result<Specification, Refusal> {
 pub(crate) fn must_be_trusted(metadata: &Metadata) -> Result<(), Refusal> {
     if metadata.mode() & 0o002 != 0 {
         return Err(Refusal::WorldWritable);
+    }
+    if metadata.mode() & 0o020 != 0 && metadata.gid() != 0 {
+        return Err(Refusal::GroupWritable(metadata.gid()));
     }
     let owner = metadata.uid();
     let own = fs::metadata("/proc/self")?.uid();

@@ -202,7 +202,7 @@ fn files(directory: &Path) -> Result<Vec<PathBuf>, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
 
     use tempfile::TempDir;
 
@@ -300,6 +300,26 @@ mod tests {
         let registry = read(&[&directory]);
         assert!(registry.names().is_empty());
         assert_eq!(registry.unreadable()[0].path, directory.path());
+    }
+
+    #[test]
+    fn what_a_group_may_write_is_refused_but_for_roots() {
+        let directory = TempDir::new().unwrap();
+        for (file, device, group, mode) in
+            [("a.json", "a", 0, 0o664), ("b.json", "b", 4711, 0o644), ("c.json", "c", 4711, 0o664)]
+        {
+            write(&directory, file, &[(device, "1")]);
+            let path = directory.path().join(file);
+            chown(&path, None, Some(group)).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let registry = read(&[&directory]);
+        assert_eq!(registry.names(), ["v.com/c=a", "v.com/c=b"].map(str::to_owned).into());
+        assert!(registry.unreadable()[0].reason.contains("group 4711"));
+
+        chown(directory.path(), None, Some(4711)).unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o770)).unwrap();
+        assert!(read(&[&directory]).names().is_empty());
     }
 
     #[test]
