@@ -15,7 +15,7 @@ use crate::{
     error::{Result, failed, invalid, within},
     files::{self, Places},
     image::Configured,
-    index::{Layer, Record},
+    index::{Index, Layer, Record},
     name::Name,
     shelf::Shelf,
     stop::{Budget, Stop},
@@ -67,11 +67,16 @@ impl Work {
         let index = self.shelf.index()?;
         let wanted: BTreeSet<_> = image.layers.iter().cloned().collect();
         let (present, missing): (BTreeSet<_>, BTreeSet<_>) =
-            wanted.into_iter().partition(|layer| index.layers.contains_key(layer));
+            wanted.into_iter().partition(|layer| self.find(&index, layer).is_some());
         for layer in present.difference(&before).filter_map(|layer| index.layers.get(layer)) {
             budget.take_bytes(layer.bytes)?;
         }
         Ok(missing)
+    }
+
+    /// A layer that is there. One whose directory somebody has removed is not: the next load or pull brings it again.
+    fn find<'a>(&self, index: &'a Index, id: &Digest) -> Option<&'a Layer> {
+        index.layers.get(id).filter(|layer| self.shelf.places.layers.join(&layer.directory).is_dir())
     }
 
     /// Unpacks a layer and puts it where images find it.
@@ -92,17 +97,21 @@ impl Work {
             .map_err(|error| failed("write a layer to disk", error))?;
         let _lock = self.shelf.lock()?;
         let mut index = self.shelf.index()?;
-        if index.layers.contains_key(id) {
+        if self.find(&index, id).is_some() {
             // Somebody else was first; this one goes with the working directory.
             return Ok(());
         }
-        let directory = index
-            .free_directory(id)
+        let known = index.layers.get(id).map(|lost| lost.directory.clone());
+        let directory = known
+            .or_else(|| index.free_directory(id))
             .ok_or_else(|| invalid(format!("no directory is left for the layer {id}")))?;
         let place = self.shelf.places.layers.join(&directory);
         // An earlier crash may have left something that the index does not know.
         self.shelf.discard(&place)?;
-        fs::rename(&unpacked, &place).map_err(|error| failed("move a layer into place", error))?;
+        fs::rename(&unpacked, &place)
+            // On disk before the index is that names it.
+            .and_then(|()| File::open(&self.shelf.places.layers)?.sync_all())
+            .map_err(|error| failed("move a layer into place", error))?;
         let layer = Layer { directory, bytes: layer.bytes, hides_all: layer.hides_all };
         index.layers.insert(id.clone(), layer);
         index.write(&self.shelf.places.index)

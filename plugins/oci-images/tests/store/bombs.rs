@@ -59,7 +59,9 @@ fn together(images: [&Image; 2]) -> Vec<u8> {
 async fn images_that_are_too_much_only_together() {
     let layers = ["a", "b"].map(|name| Layer::new().file(name, &name.repeat(600 << 10)).end());
     let place = with_limits(1 << 20, 100).await;
-    place.refuses(&together([&Image::new(&[&layers[0]]), &Image::new(&[&layers[1]])]), "more than 1048576").await;
+    place
+        .refuses(&together([&Image::new(&[&layers[0]]), &Image::new(&[&layers[1]])]), "more than 1048576")
+        .await;
     // What they share is paid for once.
     let small = Layer::new().file("c", "c").end();
     let archive = together([&Image::new(&[&layers[0]]), &Image::new(&[&layers[0], &small])]);

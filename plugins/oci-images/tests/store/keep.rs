@@ -120,6 +120,17 @@ async fn what_is_not_there_or_no_name_is_told_apart() {
 }
 
 #[tokio::test]
+async fn a_layer_that_is_gone_from_disk_comes_back_with_the_next_load() {
+    let place = Place::new().await;
+    place.load(&image("a", "a")).await.unwrap();
+    for layer in place.layers("a").await {
+        fs::remove_dir_all(layer).unwrap();
+    }
+    place.load(&image("a", "a")).await.unwrap();
+    assert_eq!((text(&place, "a").await.as_str(), place.count("l")), ("a", 2));
+}
+
+#[tokio::test]
 async fn a_configuration_that_has_changed_on_disk_is_not_used() {
     let place = Place::new().await;
     place.load(&image("a", "a")).await.unwrap();
