@@ -39,7 +39,8 @@ pub(crate) async fn migrate(loaded: &Loaded, url: Option<SecretString>) -> Resul
 /// Every plugin that the configuration can name.
 pub fn registry() -> Registry {
     Registry {
-        runtimes: Plugins::default().with(runtime_docker::plugin())
+        runtimes: Plugins::default()
+            .with(runtime_docker::plugin())
             .with(runtime_oci::plugin())
             .with(runtime_sim::plugin()),
         gpus: Plugins::default().with(gpu_none::plugin()).with(gpu_sim::plugin()),
