@@ -31,7 +31,8 @@ async fn dots_in_a_path_from_the_root() {
 
 #[tokio::test]
 async fn a_file_through_a_link() {
-    refused(Layer::new().symlink("a", "/proc/nowhere").file("a/passwd", "x"), r#""a" leads through a link"#).await;
+    refused(Layer::new().symlink("a", "/proc/nowhere").file("a/passwd", "x"), r#""a" leads through a link"#)
+        .await;
 }
 
 #[tokio::test]
@@ -86,8 +87,10 @@ async fn a_hard_link_to_nothing() {
 
 #[tokio::test]
 async fn a_whiteout_through_a_link() {
-    refused(Layer::new().symlink("a", "/proc/nowhere").file("a/.wh.passwd", ""), "leads through a link").await;
-    refused(Layer::new().symlink("a", "/proc/nowhere").file("a/.wh..wh..opq", ""), "leads through a link").await;
+    refused(Layer::new().symlink("a", "/proc/nowhere").file("a/.wh.passwd", ""), "leads through a link")
+        .await;
+    refused(Layer::new().symlink("a", "/proc/nowhere").file("a/.wh..wh..opq", ""), "leads through a link")
+        .await;
 }
 
 #[tokio::test]
