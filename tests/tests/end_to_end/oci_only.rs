@@ -76,9 +76,9 @@ async fn what_loses_its_supervisor_while_no_service_runs_is_purged_too() -> Resu
     host.kill_supervisor(&forsaken)?;
     let log = refusal(&builder).await?;
     ensure!(log.contains("forsaken"), "{log}");
+    ensure!(forsaken.processes().is_empty(), "it goes on and nobody would see its end");
     let service = builder.argument("--purge-leftovers").start().await?;
     host.assert_none(service.name()).await?;
-    ensure!(forsaken.processes().is_empty());
     service.end_cleanly().await?;
     host.assert_untouched().await
 }
