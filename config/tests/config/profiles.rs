@@ -27,7 +27,8 @@ fn every_profile_is_consistent_once_filled_in() {
     for &profile in Profile::ALL {
         let loaded = filled_in(profile).loaded();
         assert_eq!(loaded.profile, profile);
-        assert_eq!(loaded.settings.runtime.plugin, "docker");
+        let runtime = if profile.is_local() { "oci" } else { "docker" };
+        assert_eq!(loaded.settings.runtime.plugin, runtime);
         assert_eq!(loaded.settings.telemetry.plugins, ["console"]);
         assert_eq!(loaded.settings.instance.metadata, Metadata::Static);
     }

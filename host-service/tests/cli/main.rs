@@ -107,7 +107,7 @@ fn a_good_configuration_is_fine_and_starts_nothing() {
     let scratch = Scratch::new();
     let ran = scratch.run(&["config", "check"]);
     assert_eq!((ran.code, ran.err.as_str()), (0, ""));
-    assert!(ran.out.starts_with("fine: profile localdev, runtime docker"), "{}", ran.out);
+    assert!(ran.out.starts_with("fine: profile localdev, runtime oci"), "{}", ran.out);
     let variable = scratch.run_with(&["config", "check"], &[("APP_ENV", "nonsense")]);
     assert_eq!(variable.code, 78);
     assert!(variable.err.contains("$APP_ENV"), "{}", variable.err);
@@ -155,7 +155,7 @@ fn images_are_listed_without_a_service() {
     assert_eq!(ran.code, 0, "{ran:?}");
     assert!(ran.out.starts_with("NAME"), "{}", ran.out);
     let gone = format!("runtime.docker.endpoint=unix://{}/none", scratch.path().display());
-    let ran = scratch.run(&["image", "list", "--set", &gone]);
+    let ran = scratch.run(&["image", "list", "--set", "runtime.plugin=docker", "--set", &gone]);
     assert_eq!(ran.code, 1, "{ran:?}");
     assert!(ran.err.starts_with("error: "), "{}", ran.err);
 }
@@ -164,7 +164,7 @@ fn images_are_listed_without_a_service() {
 fn the_doctor_tells_every_check_with_its_remedy() {
     let scratch = Scratch::new();
     let gone = format!("runtime.docker.endpoint=unix://{}/none", scratch.path().display());
-    let ran = scratch.run(&["doctor", "--json", "--set", &gone]);
+    let ran = scratch.run(&["doctor", "--json", "--set", "runtime.plugin=docker", "--set", &gone]);
     assert_eq!(ran.code, 1, "{ran:?}");
     let report: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
     let checks = report["checks"].as_array().unwrap();
