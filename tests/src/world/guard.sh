@@ -11,11 +11,19 @@ set -euo pipefail
 directory=$1
 shift
 
+# Removes a control group and all inside it. Processes that were killed just now may still be in there.
+remove_group() {
+    local deadline=$((SECONDS + 10))
+    until find "$1" -depth -type d -delete 2>/dev/null || [[ ! -d $1 || $SECONDS -ge $deadline ]]; do
+        sleep 0.05
+    done
+}
+
 # Removes the control groups and the directory of a world that has ended.
 bury() {
     local directory=$1 group
     for group in /sys/fs/cgroup/"${directory##*/}" /sys/fs/cgroup/*/"${directory##*/}"; do
-        if [[ -d $group ]]; then find "$group" -depth -type d -delete || true; fi
+        if [[ -d $group ]]; then remove_group "$group"; fi
     done
     # Nobody may find the directory half gone and take it for a new one.
     mv "$directory" "$directory.gone"
