@@ -7,15 +7,12 @@ use crate::Place;
 /// What an operator has to fill in outside the local profiles.
 fn filled_in(profile: Profile) -> Place {
     let place = Place::new().profile(profile.name());
-    let place = match profile {
-        Profile::Localdev => place,
-        _ => place.set("pubsub.plugin=memory"),
-    };
     if profile.is_local() {
         return place;
     }
     place
         .set("gpu.plugin=none")
+        .set("pubsub.plugin=memory")
         .set("instance.name=host-1")
         .set("auth.issuer=https://issuer.example/")
         .set("auth.audience=host")
@@ -50,9 +47,13 @@ fn localdev_needs_nothing_and_is_reached_from_this_machine_only() {
 
 #[test]
 fn with_a_database_only_the_control_plane_allocates() {
-    let settings = filled_in(Profile::Localdevwithdb).loaded().settings;
+    let settings = Place::new().profile("localdevwithdb").loaded().settings;
+    assert_eq!(settings.pubsub.plugin, "postgres");
     assert!(!settings.mandelbox.allocate_on_request);
     assert_eq!(settings.auth.mode, AuthMode::Off);
+    let instance = settings.instance;
+    let facts = [instance.image_id, instance.region, instance.instance_type].map(Option::unwrap);
+    assert_eq!(facts, ["test-ami", "us-east-1", "g4dn.xlarge"], "what the walk-through's row asks for");
 }
 
 #[test]
@@ -79,7 +80,7 @@ fn what_a_profile_leaves_open_is_told_in_one_line_each() {
         ]
     );
     assert_eq!(
-        Place::new().profile("localdevwithdb").error(),
+        Place::new().profile("localdevwithdb").set("pubsub.plugin=").error(),
         "profile localdevwithdb names no pubsub plugin; set pubsub.plugin (for example --set pubsub.plugin=memory)"
     );
 }
