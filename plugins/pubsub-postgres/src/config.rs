@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use control_plane::section::duration;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, de};
 
@@ -64,16 +65,6 @@ fn url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SecretString
         Target::parse(url).map_err(de::Error::custom)?;
     }
     Ok(url)
-}
-
-fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    match humantime::parse_duration(&text) {
-        Ok(duration) if !duration.is_zero() => Ok(duration),
-        _ => Err(de::Error::custom(format_args!(
-            "{text:?} is no time to wait; write for example \"30s\" or \"500ms\""
-        ))),
-    }
 }
 
 #[cfg(test)]

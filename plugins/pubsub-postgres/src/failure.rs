@@ -100,11 +100,6 @@ fn caused_by<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> 
     None
 }
 
-/// Nobody is reached, or nobody answers: what could not be told now can be told later.
-pub(crate) fn is_away(error: &PluginError) -> bool {
-    matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Exhausted)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,37 +1,15 @@
 //! A host makes itself known: one transaction that looks at its row, decides, and makes it `ACTIVE`.
 
-use host_core::{
-    ErrorKind, PluginError,
-    pubsub::{Heartbeat, InstanceFacts, InstanceStatus, Registered, Result},
-};
+use control_plane::registration::{Expected, Step, decide};
+use host_core::pubsub::{Heartbeat, InstanceFacts, Registered, Result};
 use tokio_postgres::{Row, Transaction, types::Type};
 
 use crate::{
     database::{Database, Parameters},
     failure,
-    rows::{short, unknown_status},
 };
 
 const DOING: &str = "registering this instance";
-
-/// The row as the control plane, or an earlier registration, left it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Expected {
-    status: String,
-    cloud_id: String,
-    image_id: String,
-    region: String,
-    instance_type: String,
-    commit: String,
-}
-
-/// What there is to do about the row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
-    Activate,
-    Create,
-    Leave(InstanceStatus),
-}
 
 /// `create` is whether a missing row is made.
 pub(crate) async fn register(
@@ -131,66 +109,4 @@ async fn write(
     ];
     let written = transaction.query_typed(sql, parameters).await;
     written.map(drop).map_err(|error| failure::of_driver(DOING, error))
-}
-
-fn decide(row: Option<&Expected>, facts: &InstanceFacts, create: bool) -> Result<Step> {
-    let Some(row) = row else {
-        return if create { Ok(Step::Create) } else { Err(no_row(facts)) };
-    };
-    match InstanceStatus::parse(&row.status).ok_or_else(|| unknown_status(&row.status))? {
-        status @ (InstanceStatus::Draining | InstanceStatus::Unresponsive) => Ok(Step::Leave(status)),
-        InstanceStatus::PreConnection => matches(row, facts).map(|()| Step::Activate),
-        InstanceStatus::Active => same_machine(row, facts).map(|()| Step::Activate),
-    }
-}
-
-fn no_row(facts: &InstanceFacts) -> PluginError {
-    let message = format!(
-        "there is no row for instance {}: whoever starts a host inserts its row into cloud.instance_info first",
-        facts.name
-    );
-    PluginError::new(ErrorKind::NotFound, message)
-}
-
-/// What the control plane wrote when it asked for the machine must be what has come up.
-fn matches(row: &Expected, facts: &InstanceFacts) -> Result<()> {
-    let compared = [
-        ("image id", &row.image_id, &facts.image_id),
-        ("region", &row.region, &facts.region),
-        ("instance type", &row.instance_type, &facts.instance_type),
-    ];
-    let differs =
-        |what: &str, want: &str, have: &str| format!("{what} is {have:?}, the row says {:?}", short(want));
-    let mut wrong: Vec<_> = compared
-        .iter()
-        .filter(|(_, want, have)| want != have)
-        .map(|(what, want, have)| differs(what, want, have))
-        .collect();
-    if !is_same_commit(&row.commit, &facts.commit) {
-        wrong.push(differs("commit", &row.commit, &facts.commit));
-    }
-    if wrong.is_empty() {
-        return Ok(());
-    }
-    let message = format!("instance {} is not the one asked for: {}", facts.name, wrong.join("; "));
-    Err(PluginError::new(ErrorKind::Invalid, message))
-}
-
-/// Either may be abbreviated.
-fn is_same_commit(one: &str, other: &str) -> bool {
-    !one.is_empty() && !other.is_empty() && (one.starts_with(other) || other.starts_with(one))
-}
-
-/// A host whose answer was lost, or that was restarted, registers again; two machines cannot share a name.
-fn same_machine(row: &Expected, facts: &InstanceFacts) -> Result<()> {
-    if row.cloud_id == facts.cloud_id {
-        return Ok(());
-    }
-    let message = format!(
-        "instance {} is active already on machine {:?}; this is machine {:?}",
-        facts.name,
-        short(&row.cloud_id),
-        facts.cloud_id
-    );
-    Err(PluginError::new(ErrorKind::Conflict, message))
 }

@@ -1,175 +1,36 @@
-//! From the database's rows to the host's. A row may hold anything: whoever may write to the table may write nonsense.
+//! From the driver's rows to those of the control plane.
 
-use host_core::{
-    ErrorKind, PluginError,
-    pubsub::{DesiredState, InstanceStatus, MandelboxRow, MandelboxStatus, Result},
-};
-use tokio_postgres::Row;
+use control_plane::{Raw, Read};
+use host_core::pubsub::Result;
+use tokio_postgres::{Error, Row};
 
 use crate::failure;
 
-/// The columns of [`Raw`], in its order.
+/// The columns of a [`Raw`], in the order of [`mandelbox`].
 pub(crate) const MANDELBOX: &str = "m.mandelbox_id::text, m.user_id::text, m.session_id::text, m.app::text, m.status::text, \
      m.creation_time_utc_unix_ms";
 
-/// A mandelbox's row as it stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Raw {
-    pub(crate) id: String,
-    pub(crate) user: String,
-    pub(crate) session: String,
-    pub(crate) app: Option<String>,
-    pub(crate) status: String,
-    pub(crate) created_ms: i64,
+/// `None` when there is no mandelbox: the outer side of a join. `at` is the first of the columns.
+pub(crate) fn mandelbox(row: &Row, at: usize) -> std::result::Result<Option<Raw>, Error> {
+    let Some(id) = row.try_get(at)? else { return Ok(None) };
+    Ok(Some(Raw {
+        id,
+        user: row.try_get(at + 1)?,
+        session: row.try_get(at + 2)?,
+        app: row.try_get(at + 3)?,
+        status: row.try_get(at + 4)?,
+        created_ms: row.try_get(at + 5)?,
+    }))
 }
 
-impl Raw {
-    /// `None` when there is no mandelbox: the outer side of a join. `at` is the first of the columns.
-    pub(crate) fn read(row: &Row, at: usize) -> std::result::Result<Option<Self>, tokio_postgres::Error> {
-        let Some(id) = row.try_get(at)? else { return Ok(None) };
-        Ok(Some(Self {
-            id,
-            user: row.try_get(at + 1)?,
-            session: row.try_get(at + 2)?,
-            app: row.try_get(at + 3)?,
-            status: row.try_get(at + 4)?,
-            created_ms: row.try_get(at + 5)?,
-        }))
+/// What `statements::read` yields.
+pub(crate) fn read(doing: &str, rows: &[Row]) -> Result<Read> {
+    let mut read = Read::default();
+    for row in rows {
+        let fields = row.try_get(0).and_then(|instance| Ok((instance, mandelbox(row, 1)?)));
+        let (instance, mandelbox) = fields.map_err(|error| failure::of_driver(doing, error))?;
+        read.instance = Some(instance);
+        read.mandelboxes.extend(mandelbox);
     }
-
-    /// # Errors
-    /// What is wrong with it.
-    pub(crate) fn understand(&self) -> std::result::Result<MandelboxRow, String> {
-        let said = |error: host_core::InvalidId| error.to_string();
-        let app = self.app.as_deref().filter(|app| !app.is_empty());
-        Ok(MandelboxRow {
-            id: self.id.parse().map_err(said)?,
-            user: self.user.parse().map_err(said)?,
-            session: self.session.parse().map_err(said)?,
-            app: app.map(str::parse).transpose().map_err(said)?,
-            status: MandelboxStatus::parse(&self.status)
-                .ok_or_else(|| format!("this version knows no status {:?}", short(&self.status)))?,
-            created_ms: self.created_ms,
-        })
-    }
-}
-
-/// What one read of a host yields.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Read {
-    /// As it stands; `None` when the host has no row.
-    pub(crate) instance: Option<String>,
-    pub(crate) mandelboxes: Vec<Raw>,
-}
-
-impl Read {
-    pub(crate) fn new(doing: &str, rows: &[Row]) -> Result<Self> {
-        let mut read = Self::default();
-        for row in rows {
-            let fields = row.try_get(0).and_then(|instance| Ok((instance, Raw::read(row, 1)?)));
-            let (instance, mandelbox) = fields.map_err(|error| failure::of_driver(doing, error))?;
-            read.instance = Some(instance);
-            read.mandelboxes.extend(mandelbox);
-        }
-        Ok(read)
-    }
-
-    /// The state, and the rows that cannot be understood with what is wrong with each. `last` is the status that
-    /// stands in for one that is not known: a host must not take nonsense for the loss of its row.
-    ///
-    /// # Errors
-    /// `Invalid` when the host's status is not known and none was known before.
-    pub(crate) fn understand(
-        &self,
-        last: Option<InstanceStatus>,
-    ) -> Result<(DesiredState, Vec<(&Raw, String)>)> {
-        let instance = match &self.instance {
-            Some(text) => Some(InstanceStatus::parse(text).or(last).ok_or_else(|| unknown_status(text))?),
-            None => None,
-        };
-        let (mut mandelboxes, mut nonsense) = (Vec::new(), Vec::new());
-        for raw in &self.mandelboxes {
-            match raw.understand() {
-                Ok(row) => mandelboxes.push(row),
-                Err(why) => nonsense.push((raw, why)),
-            }
-        }
-        Ok((DesiredState { instance, mandelboxes }, nonsense))
-    }
-}
-
-pub(crate) fn unknown_status(text: &str) -> PluginError {
-    let message =
-        format!("the instance's row has the status {:?}, which this version does not know", short(text));
-    PluginError::new(ErrorKind::Invalid, message)
-}
-
-/// As much of a text as belongs into a message.
-pub(crate) fn short(text: &str) -> String {
-    text.chars().take(80).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn raw() -> Raw {
-        Raw {
-            id: "182cas8923jnckku023ind3".into(),
-            user: "localdev_user_id".into(),
-            session: "4389789vnuf2f32f3f".into(),
-            app: None,
-            status: "ALLOCATED".into(),
-            created_ms: 1_634_241_280,
-        }
-    }
-
-    #[test]
-    fn one_row_of_nonsense_hides_no_other() {
-        let broken = [
-            Raw { id: "../../etc".into(), ..raw() },
-            Raw { user: "\u{7}".into(), ..raw() },
-            Raw { session: String::new(), ..raw() },
-            Raw { app: Some("../x".into()), ..raw() },
-            Raw { status: "WAITING".into(), ..raw() },
-        ];
-        let count = broken.len();
-        let mandelboxes = broken.into_iter().chain([raw()]).collect();
-        let read = Read { instance: Some("ACTIVE".into()), mandelboxes };
-        let (state, nonsense) = read.understand(None).unwrap();
-        assert_eq!((state.mandelboxes.len(), nonsense.len()), (1, count));
-        assert_eq!(state.mandelboxes[0].status, MandelboxStatus::Allocated);
-    }
-
-    #[test]
-    fn an_unknown_status_of_the_host_is_neither_a_missing_row_nor_another_status() {
-        let read = Read { instance: Some("RETIRED".into()), ..Read::default() };
-        assert_eq!(read.understand(None).unwrap_err().kind(), ErrorKind::Invalid);
-        let (state, _) = read.understand(Some(InstanceStatus::Active)).unwrap();
-        assert_eq!(state.instance, Some(InstanceStatus::Active));
-        assert_eq!(
-            Read::default().understand(Some(InstanceStatus::Active)).unwrap().0,
-            DesiredState::default()
-        );
-    }
-
-    proptest! {
-        #[test]
-        fn any_text_is_understood_as_written_or_refused(
-            id in any::<String>(), user in any::<String>(), session in any::<String>(),
-            app in proptest::option::of(any::<String>()), status in any::<String>(), created_ms in any::<i64>(),
-        ) {
-            let raw = Raw { id, user, session, app, status, created_ms };
-            match raw.understand() {
-                Ok(row) => {
-                    prop_assert_eq!(row.id.as_str(), &raw.id);
-                    prop_assert_eq!(row.user.as_str(), &raw.user);
-                    prop_assert_eq!(row.status.as_str(), &raw.status);
-                }
-                Err(why) => prop_assert!(why.len() < 1000, "{}", why),
-            }
-        }
-    }
+    Ok(read)
 }

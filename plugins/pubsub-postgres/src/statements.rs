@@ -1,6 +1,7 @@
 //! What a host does to its rows, one statement each. Every one names its columns, so a schema that is ahead by a
 //! column or two still fits.
 
+use control_plane::{Entry, Ripe, Write, short};
 use host_core::{
     ErrorKind, InstanceName, MandelboxId, PluginError,
     pubsub::{Allocation, Claim, Heartbeat, MandelboxRow, MandelboxStatus, Result, StaleAfter},
@@ -10,9 +11,7 @@ use tokio_postgres::types::Type;
 use crate::{
     database::Database,
     failure,
-    queue::{Entry, Write},
-    rows::{MANDELBOX, Raw, short},
-    seen::Ripe,
+    rows::{self, MANDELBOX},
 };
 
 const NOW_MS: &str = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint";
@@ -57,7 +56,7 @@ pub(crate) async fn claim(database: &Database, instance: &InstanceName, row: &Ma
         )
         .await?;
     let Some(won) = rows.first() else { return Ok(Claim::Lost) };
-    let raw = Raw::read(won, 0).map_err(|error| failure::of_driver(DOING, error))?;
+    let raw = rows::mandelbox(won, 0).map_err(|error| failure::of_driver(DOING, error))?;
     match raw.map(|raw| raw.understand()) {
         Some(Ok(row)) => Ok(Claim::Won(row)),
         Some(Err(why)) => Err(PluginError::new(ErrorKind::Invalid, format!("{DOING}: {why}"))),

@@ -9,12 +9,13 @@
 //! The stream has no task of its own: it works while it is polled, and dropping it closes the connection. It is also
 //! what delivers the queue, because it is the first to know that the database is back.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
+use control_plane::{Read, Reader, Watching, jittered};
 use futures::{StreamExt, stream, stream::BoxStream};
 use host_core::{
     InstanceName,
-    pubsub::{DesiredState, InstanceStatus, Result},
+    pubsub::{DesiredState, Result},
 };
 use tokio::{
     sync::watch,
@@ -22,7 +23,7 @@ use tokio::{
 };
 use tokio_postgres::types::Type;
 
-use crate::{Shared, ear::Ear, rows::Read, seen::Watching, statements};
+use crate::{Shared, ear::Ear, rows, statements};
 
 const DOING: &str = "watching the database";
 /// A notification that has not come through after so long does not come.
@@ -36,9 +37,7 @@ struct Watch {
     watching: Watching,
     hearing: Hearing,
     sql: String,
-    last_status: Option<InstanceStatus>,
-    /// Rows of nonsense that were told.
-    told: BTreeSet<String>,
+    reader: Reader,
     poll_at: Instant,
     /// The next read begins no sooner: in a burst the host takes at most half of its connection's time.
     rested_at: Instant,
@@ -59,7 +58,7 @@ pub(crate) async fn watch(
     instance: &InstanceName,
 ) -> Result<BoxStream<'static, Result<DesiredState>>> {
     // Before anything is read, so that no change falls between.
-    let alarm = shared.alarm.subscribe();
+    let alarm = shared.outbox.alarm();
     let ear = shared.database.within(DOING, Ear::open(&shared.database, instance, DOING)).await?;
     tracing::debug!(channel = ear.channel(), "listening");
     let now = Instant::now();
@@ -68,11 +67,10 @@ pub(crate) async fn watch(
         instance: instance.clone(),
         ear,
         alarm,
-        watching: shared.seen.watching(instance),
+        watching: shared.outbox.seen.watching(instance),
         hearing: Hearing::Untested,
         sql: statements::read(),
-        last_status: None,
-        told: BTreeSet::new(),
+        reader: Reader::default(),
         poll_at: now,
         rested_at: now,
     };
@@ -97,37 +95,20 @@ impl Watch {
     async fn catch_up(&mut self) -> Result<DesiredState> {
         self.alarm.mark_unchanged();
         let shared = Arc::clone(&self.shared);
-        // Boxed: what is rarely needed should not make every watch large.
-        self.ear.meanwhile(DOING, Box::pin(shared.deliver(&self.instance))).await??;
+        self.ear.meanwhile(DOING, shared.outbox.catch_up(&shared.database, &self.instance)).await??;
         self.ear.take_change();
         let begun = Instant::now();
         let read = self.read().await?;
         self.rested_at = Instant::now() + begun.elapsed();
         self.poll_at = Instant::now() + self.period();
         self.watching.saw(&read.mandelboxes);
-        self.understand(&read)
+        self.reader.understand(&read)
     }
 
     async fn read(&mut self) -> Result<Read> {
         let parameters: crate::database::Parameters<'_> = &[(&self.instance.as_str(), Type::TEXT)];
         let rows = self.ear.query(DOING, &self.sql, parameters);
-        Read::new(DOING, &self.shared.database.within(DOING, rows).await?)
-    }
-
-    fn understand(&mut self, read: &Read) -> Result<DesiredState> {
-        let (state, nonsense) = read.understand(self.last_status)?;
-        self.last_status = state.instance;
-        self.told.retain(|id| nonsense.iter().any(|(raw, _)| raw.id == *id));
-        for (raw, why) in nonsense {
-            if self.told.insert(raw.id.clone()) {
-                tracing::warn!(
-                    id = crate::rows::short(&raw.id),
-                    why,
-                    "a mandelbox's row cannot be understood; ignored"
-                );
-            }
-        }
-        Ok(state)
+        rows::read(DOING, &self.shared.database.within(DOING, rows).await?)
     }
 
     /// Returns when there may be something new.
@@ -189,12 +170,10 @@ impl Watch {
         Ok(())
     }
 
-    /// A tenth more or less, so that a fleet does not read in step.
     fn period(&self) -> Duration {
-        let period = match self.hearing {
+        jittered(match self.hearing {
             Hearing::Deaf => self.shared.poll_without_notifications,
             _ => self.shared.poll,
-        };
-        period.mul_f64(0.9 + 0.2 * rand::random::<f64>())
+        })
     }
 }

@@ -1,7 +1,6 @@
 //! What could not be told while the database was away: mandelboxes' statuses and removals, in order, on disk.
 //!
-//! `<state>/pubsub-postgres.queue` has one JSON object a line, and is there only while something is in it. Each line
-//! is synced before its write counts as accepted. A line may be delivered twice, after a crash in the middle of a
+//! The file has one JSON object a line, and is there only while something is in it. Each line is synced before its write counts as accepted. A line may be delivered twice, after a crash in the middle of a
 //! delivery: a status never moves backwards, and each line says which allocation it is about.
 
 use std::{
@@ -16,26 +15,29 @@ use std::{
 use host_core::{ErrorKind, InstanceName, MandelboxId, PluginError, chain, pubsub::MandelboxStatus};
 use serde::{Deserialize, Serialize};
 
-use crate::{database::Database, failure, statements};
-
-const FILE: &str = "pubsub-postgres.queue";
+use crate::{is_away, outbox::Delivery};
 
 /// One write that waits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Entry {
-    pub(crate) instance: InstanceName,
-    pub(crate) mandelbox: MandelboxId,
+pub struct Entry {
+    /// Whose row.
+    pub instance: InstanceName,
+    /// Which.
+    pub mandelbox: MandelboxId,
     /// Which allocation, where that is known: the id may have been given away anew when this is delivered.
-    pub(crate) created_ms: Option<i64>,
-    pub(crate) write: Write,
+    pub created_ms: Option<i64>,
+    /// What happens to it.
+    pub write: Write,
 }
 
 /// What is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Write {
+pub enum Write {
+    /// It moves forward, or stays where it is when it is further.
     Status(MandelboxStatus),
+    /// It goes.
     Remove,
 }
 
@@ -59,8 +61,8 @@ impl Queue {
     ///
     /// # Errors
     /// The file is there and cannot be read.
-    pub(crate) fn open(directory: &Path) -> Result<Self, PluginError> {
-        let path = directory.join(FILE);
+    pub(crate) fn open(directory: &Path, name: &str) -> Result<Self, PluginError> {
+        let path = directory.join(name);
         let unreadable = |error: io::Error| {
             let message = format!("{}, which holds undelivered statuses, cannot be read", path.display());
             PluginError::new(ErrorKind::Invalid, message).with_source(error)
@@ -79,9 +81,9 @@ impl Queue {
     }
 
     /// One that accepts nothing.
-    pub(crate) fn nowhere() -> Self {
+    pub(crate) fn nowhere(name: &str) -> Self {
         // No file can be made below one that is no directory.
-        let path = Path::new("/dev/null").join(FILE);
+        let path = Path::new("/dev/null").join(name);
         Self { path: Arc::new(path), waiting: Arc::default(), turn: Arc::default() }
     }
 
@@ -123,14 +125,14 @@ impl Queue {
     ///
     /// # Errors
     /// The database is away.
-    pub(crate) async fn deliver(&self, database: &Database) -> Result<(), PluginError> {
+    pub(crate) async fn deliver(&self, to: &dyn Delivery) -> Result<(), PluginError> {
         let _turn = self.turn.lock().await;
         let mut delivered = 0_usize;
         loop {
             let Some(entry) = self.lock().entries.front().cloned() else { break };
-            match statements::deliver(database, &entry).await {
+            match to.deliver(&entry).await {
                 Ok(()) => self.delivered(entry).await,
-                Err(error) if failure::is_away(&error) => return Err(error),
+                Err(error) if is_away(&error) => return Err(error),
                 Err(error) => {
                     tracing::error!(error = %chain(&error), left = self.len(), "a queued status is refused");
                     break;
@@ -229,6 +231,8 @@ mod tests {
 
     use super::*;
 
+    const FILE: &str = "test.queue";
+
     fn entry(mandelbox: &str, write: Write) -> Entry {
         Entry {
             instance: "host".parse().unwrap(),
@@ -241,7 +245,7 @@ mod tests {
     #[tokio::test]
     async fn what_was_accepted_is_there_after_a_restart_in_order() {
         let scratch = tempfile::tempdir().unwrap();
-        let queue = Queue::open(scratch.path()).unwrap();
+        let queue = Queue::open(scratch.path(), FILE).unwrap();
         let all = [
             entry("a", Write::Status(MandelboxStatus::Dying)),
             entry("b", Write::Remove),
@@ -251,7 +255,7 @@ mod tests {
             queue.push(entry.clone()).await.unwrap();
         }
         drop(queue);
-        let queue = Queue::open(scratch.path()).unwrap();
+        let queue = Queue::open(scratch.path(), FILE).unwrap();
         assert_eq!(queue.lock().entries, all);
         queue.forget(&"other".parse().unwrap()).await.unwrap();
         assert_eq!(queue.len(), 3);
@@ -262,15 +266,15 @@ mod tests {
     #[tokio::test]
     async fn a_torn_line_takes_no_other_along() {
         let scratch = tempfile::tempdir().unwrap();
-        let queue = Queue::open(scratch.path()).unwrap();
+        let queue = Queue::open(scratch.path(), FILE).unwrap();
         queue.push(entry("a", Write::Remove)).await.unwrap();
         drop(queue);
         let mut file = open(&scratch.path().join(FILE)).unwrap();
         file.write_all(b"{\"instance\":\"ho").unwrap();
-        let queue = Queue::open(scratch.path()).unwrap();
+        let queue = Queue::open(scratch.path(), FILE).unwrap();
         queue.push(entry("b", Write::Remove)).await.unwrap();
         drop(queue);
-        let queue = Queue::open(scratch.path()).unwrap();
+        let queue = Queue::open(scratch.path(), FILE).unwrap();
         assert_eq!(queue.lock().entries, [entry("a", Write::Remove), entry("b", Write::Remove)]);
     }
 

@@ -31,18 +31,20 @@ struct Row {
 
 /// The rows seen, by host: one in a service, many in tests.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Seen(Arc<Mutex<BTreeMap<InstanceName, Host>>>);
+pub struct Seen(Arc<Mutex<BTreeMap<InstanceName, Host>>>);
 
 /// Rows that were seen long enough ago to be stale, by status.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Ripe {
-    pub(crate) allocated: Vec<String>,
-    pub(crate) connecting: Vec<String>,
+pub struct Ripe {
+    /// Stale if `ALLOCATED`.
+    pub allocated: Vec<String>,
+    /// Stale if `CONNECTING`.
+    pub connecting: Vec<String>,
 }
 
 /// While it lives, its host's rows are being seen.
 #[derive(Debug)]
-pub(crate) struct Watching {
+pub struct Watching {
     seen: Seen,
     instance: InstanceName,
 }
@@ -53,19 +55,20 @@ impl Seen {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn watching(&self, instance: &InstanceName) -> Watching {
+    /// From now on until this is dropped.
+    pub fn watching(&self, instance: &InstanceName) -> Watching {
         self.lock().entry(instance.clone()).or_default().watches += 1;
         Watching { seen: self.clone(), instance: instance.clone() }
     }
 
     /// When the row was created that this host has last seen under this id.
-    pub(crate) fn created_ms(&self, instance: &InstanceName, mandelbox: &MandelboxId) -> Option<i64> {
+    pub fn created_ms(&self, instance: &InstanceName, mandelbox: &MandelboxId) -> Option<i64> {
         let hosts = self.lock();
         Some(hosts.get(instance)?.rows.get(mandelbox.as_str())?.created_ms)
     }
 
     /// `None` when nobody watches, so that only the creation time is left to judge by.
-    pub(crate) fn ripe(&self, instance: &InstanceName, after: StaleAfter) -> Option<Ripe> {
+    pub fn ripe(&self, instance: &InstanceName, after: StaleAfter) -> Option<Ripe> {
         let hosts = self.lock();
         let host = hosts.get(instance).filter(|host| host.watches > 0)?;
         let for_longer = |limit: Duration| {
@@ -78,7 +81,7 @@ impl Seen {
 
 impl Watching {
     /// These are all the rows that there are now.
-    pub(crate) fn saw(&self, rows: &[Raw]) {
+    pub fn saw(&self, rows: &[Raw]) {
         let now = Instant::now();
         let mut hosts = self.seen.lock();
         let Some(host) = hosts.get_mut(&self.instance) else { return };
