@@ -1,9 +1,29 @@
 //! The seed's walk-through, word for word: its statements with the missing commas put in.
 
 use anyhow::Result;
-use host_core::pubsub::{Claim, InstanceStatus, MandelboxStatus, PubSub, Registered};
+use host_core::{
+    ErrorKind,
+    pubsub::{Claim, InstanceStatus, MandelboxStatus, PubSub, Registered},
+};
+use pubsub_postgres::PostgresPubSub;
+use serde_json::json;
 
-use crate::stage::{Stage, Watcher, beat, facts};
+use crate::stage::{Stage, Watcher, beat, config, facts};
+
+#[tokio::test]
+async fn a_missing_row_is_made_in_local_profiles_only() -> Result<()> {
+    let stage = Stage::new().await?;
+    let facts = facts("my-host");
+    let error = stage.connect().await?.register(&facts, &beat()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert_eq!(stage.database.sql("SELECT count(*) FROM cloud.instance_info")?, "0");
+    let config = config(&stage.database.url(), json!({}));
+    let local = PostgresPubSub::connect(&config, &stage.context(true)).await?;
+    assert_eq!(local.register(&facts, &beat()).await?, Registered::Active);
+    let made = "SELECT status, aws_ami_id, mandelbox_capacity, memory_remaining_kb FROM cloud.instance_info";
+    assert_eq!(stage.database.sql(made)?, "ACTIVE|ami-1|3|1");
+    Ok(())
+}
 
 const INSERT_INSTANCE: &str = r#"INSERT INTO "cloud"."instance_info" ("ip","location","aws_ami_id","aws_instance_type","cloud_provider_id","commit_hash","creation_time_utc_unix_ms","gpu_vram_remaining_kb", "instance_name","last_updated_utc_unix_ms","mandelbox_capacity","memory_remaining_kb", "nanocpus_remaining","status") VALUES ('test-ip-addr','us-east-1', 'test-ami','g4dn.xlarge','test-aws-id','<the commit hash you are on>','1633366678649','15472256','<your instance name>','1633373119691','1', '31577212','7997643688','PRE_CONNECTION');"#;
 

@@ -198,6 +198,26 @@ async fn a_wake_up_reaches_only_the_host_it_concerns() -> Result<()> {
     Ok(())
 }
 
+/// A channel's name has at most 63 bytes, a payload 8000.
+#[tokio::test]
+async fn a_hosts_name_may_be_of_any_length_and_of_anything() -> Result<()> {
+    let stage = Stage::new().await?;
+    let host = stage.host(&format!("{}\"; -- ü", "h".repeat(100)))?;
+    let pubsub = stage.connect().await?;
+    let mut states = pubsub.watch(&host).await?;
+    states.next().await.unwrap()?;
+    stage.row(&host, "a", "ALLOCATED")?;
+    assert_eq!(states.next().await.unwrap()?.mandelboxes.len(), 1);
+    // No host of ours, but whoever writes its rows must not be stopped.
+    let endless = "x".repeat(10_000);
+    stage.host_with(&endless, "ACTIVE", 1)?;
+    stage.database.sql(&format!(
+        "INSERT INTO cloud.mandelbox_info VALUES ('b', 'u', '{endless}', 'ALLOCATED', 1, 's')"
+    ))?;
+    stage.database.sql("UPDATE cloud.mandelbox_info SET status = 'DYING' WHERE mandelbox_id = 'b'")?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_hosts_own_changes_notify_nobody_and_its_watches_see_them() -> Result<()> {
     let stage = Stage::new().await?;
