@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::{self, Display, Formatter},
     fs, io,
     path::{Path, PathBuf},
     thread,
@@ -95,6 +96,23 @@ impl Layout {
         }
     }
 
+    /// The controllers that limits need and this host does not have.
+    pub(crate) fn lacking(&self) -> Vec<&'static str> {
+        let mut needed = vec!["cpu", "memory", "pids"];
+        match self {
+            Self::V2(root) => {
+                let known = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+                needed.retain(|name| known.split_whitespace().all(|known| known != *name));
+            }
+            Self::V1 { controllers, .. } => {
+                // Version 2 has a program in the kernel instead.
+                needed.push("devices");
+                needed.retain(|name| !controllers.contains_key(*name));
+            }
+        }
+        needed
+    }
+
     /// As a container's specification has to know it.
     pub(crate) fn seen_inside(&self) -> Cgroups {
         match self {
@@ -118,6 +136,16 @@ impl Layout {
                 }
             }
         }
+    }
+}
+
+impl Display for Layout {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V2(_) => "version 2",
+            Self::V1 { unified: None, .. } => "version 1",
+            Self::V1 { unified: Some(_), .. } => "version 1, and version 2 beside it",
+        })
     }
 }
 
@@ -275,6 +303,10 @@ mod tests {
         assert_eq!(names, ["cpu", "cpuacct", "memory", "name=systemd"]);
         assert_eq!(unified.as_deref(), Some(Path::new("/sys/fs/cgroup/unified")));
 
+        let old: Vec<_> = HYBRID.lines().filter(|line| !line.contains("cgroup2")).collect();
+        let Some(Layout::V1 { unified: None, .. }) = Layout::of(&old.join("\n")) else {
+            panic!("it is not version 1 alone");
+        };
         let v2 = "30 24 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
         assert_eq!(Layout::of(v2), Some(Layout::V2("/sys/fs/cgroup".into())));
         let stray = format!("{v2}31 1 0:27 / /run/net_cls rw - cgroup cgroup rw,net_cls\n");
@@ -294,6 +326,16 @@ mod tests {
         assert!(!layout.counts_swap());
         fs::write(group.join("memory.swap.max"), "max").unwrap();
         assert!(layout.counts_swap());
+    }
+
+    #[test]
+    fn what_no_limit_can_do_without_is_missed() {
+        assert_eq!(Layout::of(HYBRID).unwrap().lacking(), ["pids", "devices"]);
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout::V2(root.path().to_owned());
+        assert_eq!(layout.lacking(), ["cpu", "memory", "pids"]);
+        fs::write(root.path().join("cgroup.controllers"), "cpuset cpu io pids\n").unwrap();
+        assert_eq!(layout.lacking(), ["memory"]);
     }
 
     #[test]

@@ -4,10 +4,12 @@ use std::fs::{self, File};
 
 use host_core::{chain, check::Check};
 
-use crate::{config::Config, key, place::Root};
+use crate::{cgroup::Layout, config::Config, key, place::Root};
+
+const CONTROL_GROUPS: &str = "control groups";
 
 pub(crate) async fn examine(config: &Config, root: &Root) -> Vec<Check> {
-    let mut checks = vec![overlay()];
+    let mut checks = vec![control_groups(), overlay()];
     checks.extend(network(config).await);
     if !is_in_use(root) {
         checks.extend(leftovers(root).await);
@@ -17,6 +19,32 @@ pub(crate) async fn examine(config: &Config, root: &Root) -> Vec<Check> {
 
 fn is_in_use(root: &Root) -> bool {
     File::open(root.lock()).is_ok_and(|lock| lock.try_lock_shared().is_err())
+}
+
+fn control_groups() -> Check {
+    match Layout::detect() {
+        Ok(layout) => judge(&layout),
+        Err(error) => Check::fail(
+            CONTROL_GROUPS,
+            chain(&error),
+            "mount -t cgroup2 cgroup2 /sys/fs/cgroup, or boot with systemd",
+        ),
+    }
+}
+
+fn judge(layout: &Layout) -> Check {
+    let lacking = layout.lacking();
+    if !lacking.is_empty() {
+        let found = format!("{layout}, without {}: their limits cannot be set", lacking.join(", "));
+        let remedy =
+            format!("cgroup_enable={} on the kernel's command line, or mount them", lacking.join(","));
+        return Check::fail(CONTROL_GROUPS, found, remedy);
+    }
+    if !layout.counts_swap() {
+        let found = format!("{layout}, without swap: limits of memory do not count it");
+        return Check::warn(CONTROL_GROUPS, found, "swapaccount=1 on the kernel's command line, or no swap");
+    }
+    Check::ok(CONTROL_GROUPS, layout.to_string())
 }
 
 fn overlay() -> Check {
@@ -50,4 +78,29 @@ async fn leftovers(root: &Root) -> Option<Check> {
     }
     let found = format!("an earlier service left its tables or addresses: {left:?}");
     Some(Check::warn("network leftovers", found, "start the service, which takes them over, and end it"))
+}
+
+#[cfg(test)]
+mod tests {
+    use host_core::check::Verdict;
+
+    use super::*;
+
+    #[test]
+    fn it_is_told_which_control_groups_there_are_and_what_they_lack() {
+        let root = tempfile::tempdir().unwrap();
+        let group = root.path().join("group");
+        fs::create_dir(&group).unwrap();
+        fs::write(group.join("memory.max"), "max").unwrap();
+        let layout = Layout::V2(root.path().to_owned());
+        let seen = judge(&layout);
+        assert_eq!(seen.verdict, Verdict::Fail);
+        assert!(seen.found.contains("version 2, without cpu, memory, pids"), "{}", seen.found);
+        fs::write(root.path().join("cgroup.controllers"), "cpu memory pids").unwrap();
+        let seen = judge(&layout);
+        assert_eq!(seen.verdict, Verdict::Warn);
+        assert!(seen.found.contains("without swap"), "{}", seen.found);
+        fs::write(group.join("memory.swap.max"), "max").unwrap();
+        assert_eq!(judge(&layout), Check::ok("control groups", "version 2"));
+    }
 }
