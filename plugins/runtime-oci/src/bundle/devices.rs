@@ -78,17 +78,21 @@ pub(super) fn rules(given: &[Given]) -> Result<Vec<LinuxDeviceCgroup>, PluginErr
         rules.push(allow(kind, major, minor, access)?);
     }
     for given in given {
-        rules.push(rule(given)?);
+        rules.extend(rule(given)?);
     }
     Ok(rules)
 }
 
-/// The rule that lets a container open what it is given.
-pub(super) fn rule(given: &Given) -> Result<LinuxDeviceCgroup, PluginError> {
+/// The rule that lets a container open what it is given; a pipe needs none.
+pub(super) fn rule(given: &Given) -> Result<Option<LinuxDeviceCgroup>, PluginError> {
     let node = &given.node;
-    // Both are character devices to the kernel's rules.
-    let kind = if node.typ() == LinuxDeviceType::U { LinuxDeviceType::C } else { node.typ() };
-    allow(kind, Some(node.major()), Some(node.minor()), &given.permissions)
+    let kind = match node.typ() {
+        LinuxDeviceType::P => return Ok(None),
+        // Both are character devices to the kernel's rules.
+        LinuxDeviceType::U => LinuxDeviceType::C,
+        kind => kind,
+    };
+    allow(kind, Some(node.major()), Some(node.minor()), &given.permissions).map(Some)
 }
 
 fn allow(

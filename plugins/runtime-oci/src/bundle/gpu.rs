@@ -75,7 +75,7 @@ fn add_devices(spec: &mut Spec, nodes: Vec<Given>) -> Result<(), PluginError> {
     let Some(linux) = spec.linux_mut() else {
         return Ok(());
     };
-    let rules: Result<Vec<_>, _> = nodes.iter().map(devices::rule).collect();
+    let rules: Result<Vec<_>, _> = nodes.iter().filter_map(|node| devices::rule(node).transpose()).collect();
     let known = linux.devices().clone().unwrap_or_default();
     let mut all: Vec<_> = known.into_iter().map(|node| Given { node, permissions: String::new() }).collect();
     for node in nodes {

@@ -96,6 +96,7 @@ fn described() -> (TempDir, cdi::Registry) {
             "deviceNodes": [
                 { "path": "/dev/gpu0", "hostPath": "/dev/zero", "permissions": "rw", "fileMode": 0o600, "gid": 44 },
                 { "path": "/dev/gpu1", "type": "c", "major": 195, "minor": 1 },
+                { "path": "/dev/gpu-events", "type": "p" },
             ],
             "mounts": [{ "hostPath": "/lib/x.so", "containerPath": "/lib/x.so", "options": ["ro", "rprivate"] }],
             "additionalGids": [0, 44],
@@ -130,11 +131,13 @@ fn every_edit_of_a_cdi_device_is_applied() {
     assert_eq!((&nodes[0]["path"], &nodes[0]["minor"]), (&json!("/dev/gpu0"), &json!(5)));
     assert_eq!((&nodes[0]["fileMode"], &nodes[0]["gid"]), (&json!(0o600), &json!(44)));
     assert_eq!(nodes[1], json!({ "path": "/dev/gpu1", "type": "c", "major": 195, "minor": 1 }));
+    assert_eq!((&nodes[2]["path"], &nodes[2]["type"]), (&json!("/dev/gpu-events"), &json!("p")));
     // The plain devices are another form of the same.
-    assert_eq!(nodes.as_array().unwrap().len(), 2);
+    assert_eq!(nodes.as_array().unwrap().len(), 3);
+    // None for the pipe.
     assert_eq!(
-        rules(&spec)[1],
-        json!({ "allow": true, "type": "c", "major": 195, "minor": 1, "access": "rwm" })
+        rules(&spec).last().unwrap(),
+        &json!({ "allow": true, "type": "c", "major": 195, "minor": 1, "access": "rwm" })
     );
     assert_eq!(mount_at(&spec, "/lib/x.so")["options"], json!(["ro", "rprivate", "rbind"]));
     assert_eq!(spec["linux"]["intelRdt"]["closID"], "gpu");
