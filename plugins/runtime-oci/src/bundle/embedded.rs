@@ -4,6 +4,9 @@
 //! the mounts of its whole namespace were given before, by `linux.rootfsPropagation`. So the weakest that any of them
 //! needs is said there, and whoever starts the container closes the others by [`Propagate`], once it is created.
 //!
+//! With version 2 of control groups it leaves swap without a limit where there is to be none, and it lifts the limit of
+//! locked memory, for itself, and the container inherits that.
+//!
 //! It leaves a memory file system with the kernel's mode, 1777, where runc keeps that of the directory below, and a
 //! terminal with root, where runc gives it to the first process's user.
 
@@ -12,8 +15,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use oci_spec::runtime::{Mount, Spec};
-use rustix::fs::{Mode, OFlags, ResolveFlags, fstat, openat2};
+use oci_spec::runtime::{Mount, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Spec};
+use rustix::{
+    fs::{Mode, OFlags, ResolveFlags, fstat, openat2},
+    process::{Resource, getrlimit},
+};
 
 /// A mount of the container whose propagation is still to be set, from within its mount namespace, with all
 /// below it.
@@ -43,7 +49,40 @@ pub(crate) fn adapt(spec: &mut Spec, rootfs: BorrowedFd<'_>) -> Vec<Propagate> {
             _ => {}
         }
     }
+    deny_swap(spec);
+    keep_locked_memory(spec);
     propagate(spec)
+}
+
+/// Where version 2 is absent, nobody reads this.
+fn deny_swap(spec: &mut Spec) {
+    let Some(resources) = spec.linux_mut().as_mut().and_then(|linux| linux.resources_mut().as_mut()) else {
+        return;
+    };
+    let memory = resources.memory().as_ref();
+    if memory.is_some_and(|memory| memory.limit().is_some() && memory.limit() == memory.swap()) {
+        let files = resources.unified_mut().get_or_insert_default();
+        files.insert("memory.swap.max".to_owned(), "0".to_owned());
+    }
+}
+
+fn keep_locked_memory(spec: &mut Spec) {
+    let (Some(process), Some(own)) = (spec.process_mut(), locked_memory()) else {
+        return;
+    };
+    let mut limits = process.rlimits().clone().unwrap_or_default();
+    if !limits.iter().any(|limit| limit.typ() == own.typ()) {
+        limits.push(own);
+    }
+    process.set_rlimits(Some(limits));
+}
+
+/// This process's own.
+fn locked_memory() -> Option<PosixRlimit> {
+    let own = getrlimit(Resource::Memlock);
+    let [soft, hard] = [own.current, own.maximum].map(|limit| limit.unwrap_or(u64::MAX));
+    let limit = PosixRlimitBuilder::default().typ(PosixRlimitType::RlimitMemlock);
+    limit.soft(soft).hard(hard).build().ok()
 }
 
 fn propagate(spec: &mut Spec) -> Vec<Propagate> {
@@ -108,7 +147,7 @@ mod tests {
         os::unix::fs::{PermissionsExt, symlink},
     };
 
-    use oci_spec::runtime::{MountBuilder, SpecBuilder};
+    use oci_spec::runtime::{LinuxMemoryBuilder, LinuxResourcesBuilder, MountBuilder, SpecBuilder};
 
     use super::*;
 
@@ -173,6 +212,20 @@ mod tests {
         let modes: Vec<_> =
             spec.mounts().iter().flatten().map(|mount| mount.options().clone().unwrap().concat()).collect();
         assert_eq!(modes, ["mode=1775", "mode=1775", "mode=755", "mode=755", "mode=1777"]);
+    }
+
+    #[test]
+    fn no_swap_is_said_in_the_words_of_version_2_too() {
+        for (limit, swap, expected) in [(64, 64, Some("0")), (64, 96, None)] {
+            let memory = LinuxMemoryBuilder::default().limit(limit).swap(swap).build().unwrap();
+            let resources = LinuxResourcesBuilder::default().memory(memory).build().unwrap();
+            let mut spec = SpecBuilder::default().build().unwrap();
+            spec.linux_mut().as_mut().unwrap().set_resources(Some(resources));
+            adapt(&mut spec, fs::File::open("/").unwrap().as_fd());
+            let files = spec.linux().as_ref().unwrap().resources().as_ref().unwrap().unified().clone();
+            let swap = files.unwrap_or_default().get("memory.swap.max").cloned();
+            assert_eq!(swap.as_deref(), expected);
+        }
     }
 
     #[test]

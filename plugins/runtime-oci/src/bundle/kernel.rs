@@ -108,8 +108,8 @@ fn namespace(kind: LinuxNamespaceType, path: Option<&PathBuf>) -> Result<LinuxNa
     Ok(namespace)
 }
 
-/// With version 1, libcontainer mounts the hierarchies of control groups writable whatever the mount says, and root
-/// inside could lift its own limits.
+/// With version 1, libcontainer mounts the hierarchies of control groups writable whatever the mount says, and what they
+/// are in: root inside could lift its own limits, and fill the host's memory.
 fn read_only(cgroups: &Cgroups) -> Vec<String> {
     let mut paths = READ_ONLY.map(str::to_owned).to_vec();
     if let Cgroups::V1(hierarchies) = cgroups {
@@ -118,6 +118,8 @@ fn read_only(cgroups: &Cgroups) -> Vec<String> {
         let mut names: Vec<_> = names.chain(["systemd"]).collect();
         names.sort_unstable();
         names.dedup();
+        // Each is bound over itself with all that is in it, so what they are in comes first.
+        paths.push("/sys/fs/cgroup".to_owned());
         paths.extend(names.into_iter().map(|name| format!("/sys/fs/cgroup/{name}")));
     }
     paths

@@ -96,7 +96,7 @@ async fn it_has_the_usual_devices_and_can_make_no_others() {
 async fn its_control_groups_are_not_its_own_to_change() {
     let world = World::new();
     let words = "find /sys/fs/cgroup -type f | while read file; do (: >>$file) 2>/dev/null && echo opened $file; done; \
-                 find /sys/fs/cgroup -mindepth 1 -type d | while read at; do mkdir $at/inner 2>/dev/null && echo made $at/inner; done; \
+                 find /sys/fs/cgroup -type d | while read at; do mkdir $at/inner 2>/dev/null && echo made $at/inner; done; \
                  mount -o remount,rw /sys/fs/cgroup 2>/dev/null && echo remounted; find /sys/fs/cgroup | wc -l";
     let said = said(&world, words).await;
     let count: u32 = said.trim().parse().unwrap_or_else(|_| panic!("{said}"));

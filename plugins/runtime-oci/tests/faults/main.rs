@@ -7,6 +7,7 @@ mod engines;
 mod escape;
 mod image;
 mod images;
+mod limits;
 mod mounts;
 mod output;
 mod races;
