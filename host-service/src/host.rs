@@ -127,6 +127,11 @@ impl Host {
         self.0.started.elapsed()
     }
 
+    /// Statuses of mandelboxes that wait until the control plane can be told.
+    pub fn undelivered(&self) -> usize {
+        self.0.pubsub.undelivered()
+    }
+
     /// Inserts an `ALLOCATED` row for this host, as the control plane would.
     ///
     /// # Errors

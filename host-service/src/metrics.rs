@@ -172,6 +172,11 @@ fn gauges(host: &Host) -> Gauges {
         "Client requests that wait for their mandelbox",
         count(host.lobby().waiting()),
     );
+    gauges.one(
+        "pubsub_undelivered",
+        "Statuses of mandelboxes that wait until the control plane can be told",
+        count(host.undelivered()),
+    );
     gauges.one("uptime_seconds", "Since the service was started", host.uptime().as_secs_f64());
     gauges.one(
         "memory_available_bytes",

@@ -55,15 +55,16 @@ pub(crate) fn status(host: &Host) -> StatusView {
         leases: leases(host.pools()),
         resources: resources(condition.resources),
         gpus: gpus(host.pools(), &condition.gpus),
-        condition: view(condition),
+        condition: view(condition, host.undelivered()),
     }
 }
 
-fn view(condition: Condition) -> ConditionView {
+fn view(condition: Condition, undelivered: usize) -> ConditionView {
     ConditionView {
         draining: condition.draining.map(|cause| drain_cause(cause).to_owned()),
         runtime_error: condition.runtime_error,
         pubsub_error: condition.pubsub_error,
+        undelivered,
     }
 }
 

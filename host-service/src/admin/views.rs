@@ -83,7 +83,7 @@ pub struct PluginsView {
     pub telemetry: Vec<String>,
 }
 
-/// How a host does; `null` is well.
+/// How a host does; `null` and 0 are well.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct ConditionView {
     /// Who ordered the drain that is under way.
@@ -92,6 +92,8 @@ pub struct ConditionView {
     pub runtime_error: Option<String>,
     /// Why the control plane cannot be heard.
     pub pubsub_error: Option<String>,
+    /// How many statuses and removals of mandelboxes wait until the control plane can be told.
+    pub undelivered: usize,
 }
 
 /// What is leased of each resource.

@@ -9,7 +9,7 @@ use super::{
     output::{Fields, GREEN, Out, RED, YELLOW},
 };
 use crate::{
-    admin::views::{GpuView, InstanceView, PluginsView, ResourcesView, StatusView, UsageView},
+    admin::views::{ConditionView, GpuView, InstanceView, PluginsView, ResourcesView, StatusView, UsageView},
     client::Client,
 };
 
@@ -34,7 +34,7 @@ fn fields(status: &StatusView) -> Fields {
     let uptime = Duration::from_secs(status.uptime_seconds);
     Fields::default()
         .with("instance", format_args!("{name} at {ip} ({region}, {instance_type})"))
-        .with("state", state(status))
+        .with("state", state(&status.condition))
         .with("profile", &status.profile)
         .with("plugins", plugins(&status.plugins))
         .with("version", format_args!("{} ({})", status.version, short(&status.commit)))
@@ -58,8 +58,7 @@ fn plugins(plugins: &PluginsView) -> String {
     format!("runtime {runtime}, gpu {gpu}, pubsub {pubsub}, telemetry {}", list(telemetry))
 }
 
-fn state(status: &StatusView) -> String {
-    let condition = &status.condition;
+fn state(condition: &ConditionView) -> String {
     let mut troubles = Vec::new();
     if let Some(cause) = &condition.draining {
         troubles.push(format!("{YELLOW}draining{YELLOW:#}, ordered by {cause}"));
@@ -69,6 +68,9 @@ fn state(status: &StatusView) -> String {
     }
     if let Some(error) = &condition.pubsub_error {
         troubles.push(format!("{RED}control plane down{RED:#}: {error}"));
+    }
+    if condition.undelivered > 0 {
+        troubles.push(format!("{YELLOW}undelivered statuses{YELLOW:#}: {}", condition.undelivered));
     }
     if troubles.is_empty() { format!("{GREEN}ready{GREEN:#}") } else { troubles.join("; ") }
 }
@@ -117,6 +119,19 @@ fn billionths(count: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whatever_is_not_well_is_told() {
+        assert!(state(&ConditionView::default()).contains("ready"));
+        let condition = ConditionView {
+            draining: Some("signal".into()),
+            pubsub_error: Some("refused".into()),
+            undelivered: 2,
+            ..ConditionView::default()
+        };
+        let told = anstream::adapter::strip_str(&state(&condition)).to_string();
+        assert_eq!(told, "draining, ordered by signal; control plane down: refused; undelivered statuses: 2");
+    }
 
     #[test]
     fn a_short_commit_stays_as_it_is() {

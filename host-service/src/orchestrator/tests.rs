@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use super::*;
 
+mod reports;
 mod world;
 
 use world::{LONG, World, stranger};
