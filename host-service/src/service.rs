@@ -8,7 +8,7 @@
 use std::{
     panic::AssertUnwindSafe,
     path::Path,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -16,6 +16,7 @@ use anyhow::Context as _;
 use futures::{FutureExt, future::BoxFuture};
 use host_config::{Loaded, SeccompChoice, Settings};
 use host_core::{
+    Retry,
     gpu::Gpu,
     planner::DrainCause,
     pubsub::Registered,
@@ -74,9 +75,15 @@ struct Standing {
     /// It holds parts of the host for itself.
     runtime: OnceLock<Arc<dyn Runtime>>,
     /// The control plane may believe that this host is active.
-    registered: OnceLock<Arc<Shared>>,
+    registered: Mutex<Option<Arc<Shared>>>,
     /// The runtime may have a part of it.
     ground: OnceLock<Ground>,
+}
+
+impl Standing {
+    fn registered(&self) -> MutexGuard<'_, Option<Arc<Shared>>> {
+        self.registered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Runs the service until it is drained.
@@ -95,8 +102,9 @@ pub async fn run(loaded: Loaded, options: RunOptions) -> anyhow::Result<()> {
     let result =
         served.unwrap_or_else(|_| Err(anyhow::anyhow!("the service panicked; its records tell where")));
     if let Err(error) = &result {
-        if let Some(shared) = standing.registered.get() {
-            farewell(shared).await;
+        let registered = standing.registered().take();
+        if let Some(shared) = registered {
+            farewell(&shared).await;
         }
         tracing::error!(error = format!("{error:#}"), "the service ends by an error");
     }
@@ -193,8 +201,7 @@ impl Service {
         let servers = Servers::bind(&host, &shared).await?;
         let listening = servers.listening()?;
         condition.send_modify(|condition| condition.listening = Some(listening));
-        standing.registered.get_or_init(|| shared.clone());
-        if !register(&shared, &condition).await? {
+        if !register(&shared, &condition, standing).await? {
             return Ok(None);
         }
         Ok(Some(Self { host, shared, gpu, servers, condition, drains }))
@@ -348,10 +355,20 @@ fn host(
 }
 
 /// `false` when the control plane does not want this host: it shuts down quietly.
-async fn register(shared: &Shared, condition: &watch::Sender<Condition>) -> anyhow::Result<bool> {
+async fn register(
+    shared: &Arc<Shared>,
+    condition: &watch::Sender<Condition>,
+    standing: &Standing,
+) -> anyhow::Result<bool> {
     let heartbeat = monitor::heartbeat(&condition.borrow());
     let registration = shared.pubsub.register(&shared.facts, &heartbeat);
-    match within(shared.settings.pubsub.timeout, "registering this instance", registration).await? {
+    // One that is broken off may have taken effect; after one that is refused, the row is not this host's to remove.
+    *standing.registered() = Some(shared.clone());
+    let answer = within(shared.settings.pubsub.timeout, "registering this instance", registration).await;
+    if answer.as_ref().is_err_and(|error| error.retry() == Retry::Never) {
+        *standing.registered() = None;
+    }
+    match answer? {
         Registered::Active => Ok(true),
         Registered::Unwanted(status) => {
             tracing::info!(%status, "the control plane does not want this host; shutting down");
