@@ -1,8 +1,11 @@
 //! Learning at once that the kernel kills for memory.
 
 use std::{
-    fs,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    fs::{self, File},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd},
+        unix::fs::FileExt,
+    },
     path::Path,
     time::{Duration, Instant},
 };
@@ -10,8 +13,8 @@ use std::{
 use nix::{
     poll::PollTimeout,
     sys::{
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags},
         eventfd::{EfdFlags, EventFd},
-        inotify::{AddWatchFlags, InitFlags, Inotify},
     },
 };
 
@@ -29,8 +32,9 @@ pub(super) struct OomWatch {
 }
 
 enum Source {
-    /// Version 2 changes a file.
-    File(Inotify),
+    /// Version 2 changes a file. The set is ready when the file has changed since it was read; the file itself would
+    /// always be readable. No inotify: a user may have only 128 of those.
+    File { changed: Epoll, file: File },
     /// Version 1 counts up an eventfd.
     Event(EventFd),
     /// Not to be had here: the count is read at the end.
@@ -49,7 +53,7 @@ impl OomWatch {
 
     pub(super) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         match &self.source {
-            Source::File(inotify) => Some(inotify.as_fd()),
+            Source::File { changed, .. } => Some(changed.0.as_fd()),
             Source::Event(event) => Some(event.as_fd()),
             Source::None => None,
         }
@@ -59,7 +63,7 @@ impl OomWatch {
     pub(super) fn consume(&mut self) {
         self.due = Some(Instant::now() + COUNTED);
         match &self.source {
-            Source::File(inotify) => while inotify.read_events().is_ok_and(|events| !events.is_empty()) {},
+            Source::File { file, .. } => look(file),
             Source::Event(event) => {
                 let _ = event.read();
             }
@@ -81,14 +85,21 @@ impl OomWatch {
 }
 
 fn watch_file(file: &Path) -> Option<Source> {
-    let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).ok()?;
-    inotify.add_watch(file, AddWatchFlags::IN_MODIFY).ok()?;
-    Some(Source::File(inotify))
+    let file = File::open(file).ok()?;
+    let changed = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).ok()?;
+    changed.add(&file, EpollEvent::new(EpollFlags::EPOLLPRI, 0)).ok()?;
+    look(&file);
+    Some(Source::File { changed, file })
+}
+
+/// What the kernel takes for having seen the file as it is now.
+fn look(file: &File) {
+    let _ = file.read_at(&mut [0; 512], 0);
 }
 
 fn watch_event(file: &Path, control: &Path) -> Option<Source> {
     let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).ok()?;
-    let file = fs::File::open(file).ok()?;
+    let file = File::open(file).ok()?;
     fs::write(control, format!("{} {}", event.as_fd().as_raw_fd(), file.as_raw_fd())).ok()?;
     Some(Source::Event(event))
 }
