@@ -25,7 +25,7 @@ use crate::{
     place::{self, name},
     program::Spare,
     protocol::{Asked, Launch},
-    runtime::{Containers, failed, removed},
+    runtime::{Containers, abandoned, failed, removed},
 };
 
 /// Stands for the network namespace that the supervisor is given; only it knows the descriptor.
@@ -42,26 +42,46 @@ impl Containers {
         if let Some(signal) = stop_signal(&unpacked.config) {
             let _ = held.stop_signal.set(signal as i32);
         }
-        let files = self.furnish(held, spec.network, &unpacked).await?;
-        let bundle = self.bundle(held, spec, &unpacked, files, network.is_some())?;
-        let asked = Asked::Launch(Box::new(Launch {
-            id: held.id.0.clone(),
-            spec: bundle,
-            user: bundle::image_user(&unpacked.config).to_owned(),
-            images: self.root.images(),
-            layers: unpacked.layers,
-            disk: held.disk.clone(),
-            cgroup: held.cgroup.clone(),
-            binary: self.config.binary.clone(),
-            shared_mounts: spec.mounts.iter().any(|mount| mount.propagation == Propagation::Shared),
-            log_bytes: self.config.log_bytes,
-        }));
+        let asked = self.prepare(held, spec, unpacked).await?;
         let starting = failed(format!("the supervisor of {} cannot be started", held.name));
         let (mut link, ear) = self.supervisor(held, network).await.map_err(starting)?;
         self.tasks.spawn(self.stop.clone().run_until_cancelled_owned(ear.listen(self.hub.clone())));
         let made = held.leaving.run_until_cancelled(link.ask(&asked)).await;
         made.ok_or_else(|| removed(&held.name))?.map_err(|error| with_last_words(error, &held.directory))?;
         Ok(link)
+    }
+
+    /// All that is done to files before there is a process, where slow disks hold up nobody else.
+    async fn prepare(
+        self: &Arc<Self>,
+        held: &Arc<Held>,
+        spec: &ContainerSpec,
+        image: Unpacked,
+    ) -> Result<Asked> {
+        let resolv_conf = match spec.network {
+            Network::Bridge => self.networks.resolv_conf().await?,
+            Network::None => String::new(),
+            Network::Host => host_file("/etc/resolv.conf"),
+        };
+        let (containers, held, spec) = (self.clone(), held.clone(), spec.clone());
+        let prepared = tokio::task::spawn_blocking(move || {
+            let files = containers
+                .furnish(&held, spec.network, &resolv_conf, &image)
+                .map_err(failed(format!("the directory of {} cannot be made", held.name)))?;
+            Ok(Asked::Launch(Box::new(Launch {
+                id: held.id.0.clone(),
+                spec: containers.bundle(&held, &spec, &image, files)?,
+                user: bundle::image_user(&image.config).to_owned(),
+                images: containers.root.images(),
+                layers: image.layers,
+                disk: held.disk.clone(),
+                cgroup: held.cgroup.clone(),
+                binary: containers.config.binary.clone(),
+                shared_mounts: spec.mounts.iter().any(|mount| mount.propagation == Propagation::Shared),
+                log_bytes: containers.config.log_bytes,
+            })))
+        });
+        prepared.await.unwrap_or_else(|error| Err(abandoned(error)))
     }
 
     async fn supervisor(&self, held: &Arc<Held>, network: Option<OwnedFd>) -> io::Result<(Link, Ear)> {
@@ -88,52 +108,41 @@ impl Containers {
     }
 
     /// The container's directory and what is in it from the beginning.
-    async fn furnish(&self, held: &Held, network: Network, image: &Unpacked) -> Result<Files> {
-        let furnishing = || failed(format!("the directory of {} cannot be made", held.name));
+    fn furnish(
+        &self,
+        held: &Held,
+        network: Network,
+        resolv_conf: &str,
+        image: &Unpacked,
+    ) -> io::Result<Files> {
         let make = |path: &Path, mode| DirBuilder::new().recursive(true).mode(mode).create(path);
         let directory = &held.directory;
-        make(directory, 0o700).map_err(furnishing())?;
+        make(directory, 0o700)?;
         // First of all, so that what a crash leaves can be told apart and taken down.
-        place::write_json(&directory.join(name::CONTAINER), &held.description()).map_err(furnishing())?;
+        place::write_json(&directory.join(name::CONTAINER), &held.description())?;
         for inner in [name::ETC, name::BUNDLE, name::ROOTFS] {
-            make(&directory.join(inner), 0o700).map_err(furnishing())?;
+            make(&directory.join(inner), 0o700)?;
         }
-        make(&held.disk.join(name::WORK), 0o700).map_err(furnishing())?;
+        make(&held.disk.join(name::WORK), 0o700)?;
         let upper = held.disk.join(name::UPPER);
-        make(&upper, 0o755).map_err(furnishing())?;
+        make(&upper, 0o755)?;
         // It is the container's root directory, seen from inside.
-        image
-            .layers
-            .first()
-            .map_or(Ok(()), |top| like(&upper, &self.root.images().join(top)))
-            .map_err(furnishing())?;
+        image.layers.first().map_or(Ok(()), |top| like(&upper, &self.root.images().join(top)))?;
         let hostname = hostname(held);
-        let (hosts, resolv_conf) = match network {
-            Network::Bridge => (
-                files::hosts(&hostname, held.address.get().map(|address| (*address).into())),
-                self.networks.resolv_conf().await?,
-            ),
-            Network::None => (files::hosts(&hostname, None), String::new()),
-            Network::Host => (host_file("/etc/hosts"), host_file("/etc/resolv.conf")),
+        let hosts = match network {
+            Network::Bridge => files::hosts(&hostname, held.address.get().map(|address| (*address).into())),
+            Network::None => files::hosts(&hostname, None),
+            Network::Host => host_file("/etc/hosts"),
         };
-        let [hosts, resolv_conf, hostname] =
-            [("hosts", hosts), ("resolv.conf", resolv_conf), ("hostname", files::hostname(&hostname))]
-                .map(|(file, text)| readable(&directory.join(name::ETC).join(file), &text));
+        let file = |name, text: &str| readable(&directory.join(name::ETC).join(name), text);
         Ok(Files {
-            hosts: hosts.map_err(furnishing())?,
-            resolv_conf: resolv_conf.map_err(furnishing())?,
-            hostname: hostname.map_err(furnishing())?,
+            hosts: file("hosts", &hosts)?,
+            resolv_conf: file("resolv.conf", resolv_conf)?,
+            hostname: file("hostname", &files::hostname(&hostname))?,
         })
     }
 
-    fn bundle(
-        &self,
-        held: &Held,
-        spec: &ContainerSpec,
-        unpacked: &Unpacked,
-        files: Files,
-        own_network: bool,
-    ) -> Result<Spec> {
+    fn bundle(&self, held: &Held, spec: &ContainerSpec, image: &Unpacked, files: Files) -> Result<Spec> {
         let wants_cdi = spec.gpu.as_ref().is_some_and(|gpu| !gpu.cdi.is_empty());
         let cdi = if wants_cdi { cdi::Registry::read(&self.config.cdi) } else { cdi::Registry::default() };
         let place = Place {
@@ -143,16 +152,15 @@ impl Containers {
             cgroups: self.layout.seen_inside(),
             counts_swap: self.layout.counts_swap(),
             hostname: hostname(held),
-            network: if own_network {
-                NetworkNamespace::Path(NETWORK.into())
-            } else {
-                NetworkNamespace::Host
+            network: match spec.network {
+                Network::Host => NetworkNamespace::Host,
+                Network::Bridge | Network::None => NetworkNamespace::Path(NETWORK.into()),
             },
             files,
             apparmor: apparmor(),
             cdi: &cdi,
         };
-        bundle::spec(spec, &unpacked.config, &place)
+        bundle::spec(spec, &image.config, &place)
     }
 }
 

@@ -46,6 +46,7 @@ use host_core::{
 };
 use oci_images::Store;
 use oci_network::Networks;
+use tokio::sync::OnceCell;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use config::Config;
@@ -79,7 +80,8 @@ pub struct OciRuntime {
     info: RuntimeInfo,
     config: Config,
     root: Root,
-    store: Store,
+    /// Opened by whoever needs it first: a tool that only looks makes no directories.
+    store: OnceCell<Store>,
     /// Absent in a tool beside the service.
     containers: Option<Arc<Containers>>,
 }
@@ -91,7 +93,9 @@ impl OciRuntime {
     /// `Denied` without root's rights, `Conflict` when another service owns them, `Unavailable` when this host lacks
     /// something.
     pub async fn open(mut config: Config, program: Program) -> Result<Self> {
-        let (info, root, store) = ground(&mut config).await?;
+        let (info, root) = ground(&mut config).await?;
+        let runtime = Self { info, config, root: root.clone(), store: OnceCell::new(), containers: None };
+        runtime.store().await?;
         let lock = place::create(&root.lock()).map_err(failed("the runtime's lock cannot be made"))?;
         lock.try_lock().map_err(|_| {
             let text = format!(
@@ -101,9 +105,7 @@ impl OciRuntime {
             PluginError::new(ErrorKind::Conflict, text)
         })?;
         root.make_state().map_err(failed("the runtime's state cannot be made; see runtime.oci.state"))?;
-        let owned =
-            Self { info, config, root: root.clone(), store, containers: None }.own(lock, program).await;
-        owned.inspect_err(|_| root.leave_state())
+        runtime.own(lock, program).await.inspect_err(|_| root.leave_state())
     }
 
     /// Takes over what an earlier service left.
@@ -119,7 +121,7 @@ impl OciRuntime {
             root,
             _lock: lock,
             layout,
-            store: self.store.clone(),
+            store: self.store().await?.clone(),
             networks,
             spares: Spares::new(program, self.config.ready),
             table: Table::default(),
@@ -145,8 +147,27 @@ impl OciRuntime {
     /// # Errors
     /// As [`OciRuntime::open`].
     pub async fn look(mut config: Config) -> Result<Self> {
-        let (info, root, store) = ground(&mut config).await?;
-        Ok(Self { info, config, root, store, containers: None })
+        let (info, root) = ground(&mut config).await?;
+        Ok(Self { info, config, root, store: OnceCell::new(), containers: None })
+    }
+
+    async fn store(&self) -> Result<&Store> {
+        let open = || async {
+            self.root.make().map_err(failed(format!(
+                "{} cannot be used; set runtime.oci.root to another directory",
+                self.root.path().display()
+            )))?;
+            Store::open(self.root.images(), self.config.images.clone()).await
+        };
+        self.store.get_or_try_init(open).await
+    }
+
+    /// The images, if anybody has ever made a place for them.
+    async fn stored(&self) -> Result<Option<&Store>> {
+        match self.root.images().exists() {
+            true => self.store().await.map(Some),
+            false => Ok(None),
+        }
     }
 
     fn containers(&self) -> Result<&Arc<Containers>> {
@@ -174,23 +195,19 @@ impl Drop for OciRuntime {
 const LIBCONTAINER: &str = "0.7";
 
 /// What both ways of opening need.
-async fn ground(config: &mut Config) -> Result<(RuntimeInfo, Root, Store)> {
+async fn ground(config: &mut Config) -> Result<(RuntimeInfo, Root)> {
     if !rustix::process::geteuid().is_root() {
         let text = "containers without a daemon need root's rights: use sudo, or a rootless engine by runtime.plugin = \"docker\"";
         return Err(PluginError::new(ErrorKind::Denied, text));
     }
     config.binary = config.binary.take().map(|binary| binary::find(&binary)).transpose()?;
-    let opening = failed(format!(
-        "{} cannot be used; set runtime.oci.root to another directory",
-        config.root.display()
-    ));
-    let root = Root::open(&config.root, config.state.as_ref().unwrap_or(&config.root)).map_err(opening)?;
-    let store = Store::open(root.images(), config.images.clone()).await?;
+    let root = Root::at(&config.root, config.state.as_ref().unwrap_or(&config.root))
+        .map_err(failed("runtime.oci.root cannot be found"))?;
     let version = match &config.binary {
         None => format!("libcontainer {LIBCONTAINER}"),
         Some(binary) => binary::version(binary).await?,
     };
-    Ok((RuntimeInfo { name: "oci".to_owned(), version, api_version: None }, root, store))
+    Ok((RuntimeInfo { name: "oci".to_owned(), version, api_version: None }, root))
 }
 
 /// What tells this root's parts of the host from those of another.
@@ -225,23 +242,29 @@ impl Runtime for OciRuntime {
     }
 
     async fn image(&self, reference: &ImageRef) -> Result<Option<Image>> {
-        self.store.find(reference).await
+        match self.stored().await? {
+            Some(store) => store.find(reference).await,
+            None => Ok(None),
+        }
     }
 
     async fn images(&self) -> Result<Vec<Image>> {
-        self.store.all().await
+        match self.stored().await? {
+            Some(store) => store.all().await,
+            None => Ok(Vec::new()),
+        }
     }
 
     async fn pull(&self, reference: &ImageRef, progress: OnProgress<'_>) -> Result<Image> {
-        self.store.pull(reference, progress).await
+        self.store().await?.pull(reference, progress).await
     }
 
     async fn load_image(&self, archive: &Path) -> Result<Vec<ImageRef>> {
-        self.store.load(archive).await
+        self.store().await?.load(archive).await
     }
 
     async fn tag_image(&self, image: &ImageRef, name: &ImageRef) -> Result<()> {
-        self.store.tag(image, name).await
+        self.store().await?.tag(image, name).await
     }
 
     async fn create(&self, spec: &ContainerSpec) -> Result<ContainerId> {

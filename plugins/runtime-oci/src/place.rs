@@ -68,15 +68,15 @@ pub(crate) struct Root {
 }
 
 impl Root {
-    /// Makes what is missing of the root; the state comes and goes with the service.
-    pub(crate) fn open(disk: &Path, state: &Path) -> io::Result<Self> {
-        make_all(disk)?;
+    /// Where everything is, or is to be.
+    pub(crate) fn at(disk: &Path, state: &Path) -> io::Result<Self> {
         // A path through links would name two roots.
-        let root = Self { disk: disk.canonicalize()?, state: std::path::absolute(state)? };
-        for directory in [root.disk.join(CONTAINERS), root.trash(), root.network()] {
-            make_all(&directory)?;
-        }
-        Ok(root)
+        Ok(Self { disk: real(disk)?, state: std::path::absolute(state)? })
+    }
+
+    /// Makes what is missing on disk; the state comes and goes with the service.
+    pub(crate) fn make(&self) -> io::Result<()> {
+        [self.disk.join(CONTAINERS), self.trash(), self.network()].iter().try_for_each(|path| make_all(path))
     }
 
     /// Makes what is missing of the state.
@@ -157,6 +157,15 @@ pub(crate) struct Description {
     pub(crate) stop_signal: Option<i32>,
 }
 
+/// A path without links, as far as it exists.
+fn real(path: &Path) -> io::Result<PathBuf> {
+    let path = std::path::absolute(path)?;
+    let existing = path.ancestors().find_map(|ancestor| Some((ancestor, ancestor.canonicalize().ok()?)));
+    let Some((ancestor, mut real)) = existing else { return Ok(path) };
+    real.extend(path.strip_prefix(ancestor).unwrap_or(&path));
+    Ok(real)
+}
+
 /// A directory for root alone, with its parents.
 pub(crate) fn make_all(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
@@ -211,4 +220,23 @@ pub(crate) fn supervisor(directory: &Path) -> io::Result<Option<Pid>> {
 /// Whether the supervisor of the container in `directory` lives.
 pub(crate) fn is_supervised(directory: &Path) -> io::Result<bool> {
     Ok(supervisor(directory)?.is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_root_has_one_path_whether_it_exists_or_not() {
+        let place = tempfile::tempdir().unwrap();
+        let (there, link) = (place.path().join("there"), place.path().join("link"));
+        fs::create_dir(&there).unwrap();
+        std::os::unix::fs::symlink(&there, &link).unwrap();
+        for part in ["", "a", "a/b"] {
+            let before = real(&link.join(part)).unwrap();
+            assert_eq!(before.as_os_str(), real(&there).unwrap().join(part).components().as_path());
+            make_all(&before).unwrap();
+            assert_eq!(real(&link.join(part)).unwrap(), before);
+        }
+    }
 }

@@ -24,6 +24,7 @@ use host_core::{
 use nix::sys::signal::Signal;
 use oci_images::Store;
 use oci_network::Networks;
+use tokio::task::JoinError;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -137,9 +138,7 @@ impl Containers {
         &self,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
-        self.tasks.spawn(work).await.unwrap_or_else(|error| {
-            Err(PluginError::new(ErrorKind::Internal, "work on a container was abandoned").with_source(error))
-        })
+        self.tasks.spawn(work).await.unwrap_or_else(|error| Err(abandoned(error)))
     }
 
     async fn make(self: Arc<Self>, held: Arc<Held>, spec: ContainerSpec) -> Result<ContainerId> {
@@ -244,7 +243,11 @@ impl Containers {
         };
         let (ended, withdrawn) = tokio::join!(self.end(&held, gate.as_mut()), withdrawn);
         ended.and(withdrawn)?;
-        self.discard(&held.id.0)
+        let (containers, id) = (self.clone(), held.id.0.clone());
+        tokio::task::spawn_blocking(move || containers.discard(&id))
+            .await
+            .map_err(io::Error::other)
+            .flatten()
             .map_err(failed(format!("the directory of {} cannot be removed", held.name)))?;
         self.store.release(&held.id.0).await?;
         // Last of all: what fails before is tried again, and the address may be another's as soon as it is free.
@@ -271,13 +274,10 @@ impl Containers {
         }
         // After an end in good order there is nothing left to kill, which only this can tell.
         let of = held.clone();
-        let destroyed = tokio::task::spawn_blocking(move || of.destroy()).await;
-        destroyed.unwrap_or_else(|error| {
-            Err(PluginError::new(ErrorKind::Internal, "killing a container was abandoned").with_source(error))
-        })
+        tokio::task::spawn_blocking(move || of.destroy()).await.unwrap_or_else(|error| Err(abandoned(error)))
     }
 
-    /// Out of the way at once; deleted afterwards, because an application may have written much.
+    /// Out of the way at once, which blocks for a moment; deleted afterwards, because an application may have written much.
     pub(crate) fn discard(&self, id: &str) -> io::Result<()> {
         let trash = self.root.trash().join(id);
         match fs::rename(self.root.disk(id), &trash) {
@@ -296,6 +296,11 @@ impl Containers {
             _ => Ok(()),
         }
     }
+}
+
+/// A task that panicked, or that the end of the program has overtaken.
+pub(crate) fn abandoned(error: JoinError) -> PluginError {
+    PluginError::new(ErrorKind::Internal, "work on a container was abandoned").with_source(error)
 }
 
 pub(crate) fn absent(container: &ContainerRef) -> PluginError {

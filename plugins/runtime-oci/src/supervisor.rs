@@ -14,6 +14,7 @@
 //! it is killed half-way, the kernel takes those back. The control group is left to the service, which finds it by its
 //! path.
 
+mod application;
 mod engine;
 mod link;
 mod oom;
@@ -260,7 +261,7 @@ impl Supervisor {
             std::iter::once(self.ended.as_fd()).chain(self.oom.descriptor()).collect();
         let output = self.output.descriptors();
         let mut all: Vec<PollFd<'_>> =
-            own.iter().copied().chain(output.iter().copied()).chain(links.descriptors()).map(watch).collect();
+            own.iter().copied().chain(output.iter().copied()).map(watch).chain(links.watches()).collect();
         match poll(&mut all, self.oom.patience()) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error),
@@ -314,9 +315,10 @@ impl Supervisor {
     fn end(&mut self, links: &mut Links) -> Result<(), Refusal> {
         let code = reap(self.process);
         let kills = self.group.oom_kills();
-        self.output.drain();
         self.engine.delete();
         let destroyed = self.group.destroy_reaping(reap_others);
+        // Once nobody is there to write more.
+        self.output.drain();
         // The kernel says how many it has killed, not whom: of a child, this one may have gone on without.
         let oom = code == Some(128 + Signal::SIGKILL as i32) && kills > 0 && !self.killed;
         self.status = Status { phase: Phase::Exited(Exit { code, oom }), oom_kills: kills };
@@ -328,7 +330,7 @@ impl Supervisor {
     fn announce(&self, links: &mut Links) {
         // Without room for it, those who are connected know all the same.
         let _ = place::write_json(name::STATUS.as_ref(), &self.status);
-        links.tell(&Said::Now(self.status));
+        links.tell(self.status);
     }
 }
 

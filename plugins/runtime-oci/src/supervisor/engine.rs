@@ -24,6 +24,7 @@ use oci_spec::runtime::Spec;
 
 use super::{
     Refusal,
+    application::{Application, UNFIT},
     output::{CONSOLE, Ends},
 };
 use crate::{
@@ -37,6 +38,8 @@ const CONFIG: &str = "bundle/config.json";
 /// What another runtime has to say of itself.
 const COMPLAINTS: &str = "bundle/engine.log";
 const PROCESS: &str = "bundle/pid";
+/// How readily the kernel kills this process when memory is short.
+const OOM_SCORE: &str = "/proc/self/oom_score_adj";
 
 /// One container's engine.
 pub(super) enum Engine {
@@ -127,16 +130,20 @@ fn embedded(id: &str, directory: &Path, ends: Ends) -> Result<Container, Refusal
             }
         }
         let bundle = directory.join(name::BUNDLE);
-        builder.as_init(bundle).with_systemd(false).with_detach(true).build()
+        builder.with_executor(Application).as_init(bundle).with_systemd(false).with_detach(true).build()
     };
-    prepare().map_err(|error| failed("making the container", &error))
+    // libcontainer sets the container's here, so that its process inherits it.
+    let own = fs::read(OOM_SCORE);
+    let made = prepare().map_err(|error| failed("making the container", &error));
+    // Only more than it began with would need a right.
+    let _ = own.and_then(|own| fs::write(OOM_SCORE, own));
+    made
 }
 
 /// What a failure of libcontainer means: that the image's program cannot be run is the request's fault.
 fn failed(doing: &str, error: &LibcontainerError) -> Refusal {
     let text = chain(error);
-    let unfit = ["not found in $PATH", "correct permission", "failed to check permissions"];
-    let kind = if unfit.iter().any(|sign| text.contains(sign)) {
+    let kind = if text.contains(UNFIT) {
         Reason::Invalid
     } else if text.contains("No space left") || text.contains("ENOSPC") {
         Reason::Exhausted

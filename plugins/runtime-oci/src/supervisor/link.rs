@@ -3,7 +3,7 @@
 use std::{
     io::{self, Read, Write},
     os::{
-        fd::{AsFd, BorrowedFd},
+        fd::AsFd,
         unix::net::{UnixListener, UnixStream},
     },
     time::Duration,
@@ -28,6 +28,10 @@ pub(super) struct Links {
 struct Link {
     stream: UnixStream,
     received: Vec<u8>,
+    /// What the socket did not take yet: the rest of a message, and at most one answer.
+    unsent: Vec<u8>,
+    /// How things are, not said yet: nobody needs to hear how they were before.
+    news: Option<Status>,
     broken: bool,
 }
 
@@ -41,7 +45,7 @@ impl Links {
     pub(super) fn first_words(&mut self, patience: Duration) -> Result<Option<Box<Launch>>, Refusal> {
         let patience = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
         loop {
-            let mut all: Vec<_> = self.descriptors().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+            let mut all: Vec<_> = self.watches().collect();
             if poll(&mut all, patience).map_err(Refusal::of("waiting for the service"))? == 0 {
                 return Ok(None);
             }
@@ -54,20 +58,26 @@ impl Links {
         }
     }
 
-    /// What to wait for.
-    pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        std::iter::once(self.listener.as_fd()).chain(self.links.iter().map(|link| link.stream.as_fd()))
+    /// What to wait for, and in which way.
+    pub(super) fn watches(&self) -> impl Iterator<Item = PollFd<'_>> {
+        let links = self.links.iter().map(|link| PollFd::new(link.stream.as_fd(), link.waits_for()));
+        std::iter::once(PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)).chain(links)
     }
 
     /// Takes in who came, lets go who left. At most one question: the next is read when it is answered.
     pub(super) fn receive(&mut self, status: Status) -> Option<Asked> {
         while let Ok((stream, _)) = self.listener.accept() {
             if self.links.len() < LINKS_MAX && stream.set_nonblocking(true).is_ok() {
-                self.links.push(Link { stream, received: Vec::new(), broken: false });
-                let newest = self.links.len() - 1;
-                self.links[newest].send(&Said::Now(status));
+                self.links.push(Link {
+                    stream,
+                    received: Vec::new(),
+                    unsent: Vec::new(),
+                    news: Some(status),
+                    broken: false,
+                });
             }
         }
+        self.links.iter_mut().for_each(Link::flush);
         self.links.retain(|link| !link.broken);
         for (place, link) in self.links.iter_mut().enumerate() {
             if let Some(asked) = link.receive() {
@@ -79,26 +89,36 @@ impl Links {
         None
     }
 
-    /// To who has asked.
+    /// To who has asked. What happened before is told before.
     pub(super) fn answer(&mut self, said: &Said) {
         if let Some(link) = self.asking.take().and_then(|place| self.links.get_mut(place)) {
-            link.send(said);
+            if let Some(status) = link.news.take() {
+                link.say(&Said::Now(status));
+            }
+            link.say(said);
+            link.flush();
         }
     }
 
     /// To everybody.
-    pub(super) fn tell(&mut self, said: &Said) {
+    pub(super) fn tell(&mut self, status: Status) {
         for link in &mut self.links {
-            link.send(said);
+            link.news = Some(status);
+            link.flush();
         }
     }
 }
 
 impl Link {
+    /// Whoever does not take its answers is not asked for more questions.
+    fn waits_for(&self) -> PollFlags {
+        if self.unsent.is_empty() { PollFlags::POLLIN } else { PollFlags::POLLOUT }
+    }
+
     /// The next whole message.
     fn receive(&mut self) -> Option<Asked> {
         let mut part = [0; 64 << 10];
-        loop {
+        while self.unsent.is_empty() {
             if let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.received.drain(..=end).collect();
                 let asked = serde_json::from_slice(&line).ok();
@@ -117,12 +137,75 @@ impl Link {
                 }
             }
         }
+        None
     }
 
-    /// Messages are small; who does not take them from the socket is let go, and finds the rest on disk.
-    fn send(&mut self, said: &Said) {
-        let Ok(mut line) = serde_json::to_vec(said) else { return };
-        line.push(b'\n');
-        self.broken |= self.stream.write_all(&line).is_err();
+    fn say(&mut self, said: &Said) {
+        if let Ok(line) = serde_json::to_vec(said) {
+            self.unsent.extend_from_slice(&line);
+            self.unsent.push(b'\n');
+        }
+    }
+
+    /// Sends as much as the socket takes now. A service that is stopped for a while hears the rest when it goes on.
+    fn flush(&mut self) {
+        loop {
+            if self.unsent.is_empty() {
+                let Some(status) = self.news.take() else { return };
+                self.say(&Said::Now(status));
+            }
+            match self.stream.write(&self.unsent) {
+                Ok(length @ 1..) => drop(self.unsent.drain(..length)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                _ => {
+                    self.broken = true;
+                    return;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+
+    use host_core::runtime::Exit;
+
+    use super::*;
+    use crate::protocol::Phase;
+
+    #[test]
+    fn who_listens_again_after_a_while_hears_how_things_are_and_its_answer() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let mut links = Links::new(UnixListener::bind(&path).unwrap()).unwrap();
+        let mut service = UnixStream::connect(&path).unwrap();
+        service.write_all(&[&serde_json::to_vec(&Asked::Start).unwrap()[..], b"\n"].concat()).unwrap();
+        assert!(matches!(links.receive(Status::default()), Some(Asked::Start)));
+        // Much more than a socket holds.
+        let mut status = Status { phase: Phase::Running { pid: 7 }, oom_kills: 0 };
+        for kills in 1..=100_000 {
+            status.oom_kills = kills;
+            links.tell(status);
+        }
+        links.answer(&Said::Done);
+        let last = Status { phase: Phase::Exited(Exit::default()), ..status };
+        links.tell(last);
+
+        let reader = std::thread::spawn(move || {
+            let said =
+                BufReader::new(service).lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap());
+            let mut heard: Vec<Said> = said.collect();
+            heard.split_off(heard.len() - 3)
+        });
+        while links.links.iter().any(|link| !link.unsent.is_empty()) {
+            let mut all: Vec<_> = links.watches().collect();
+            poll(&mut all, PollTimeout::from(10_000_u16)).unwrap();
+            assert!(links.receive(last).is_none());
+        }
+        drop(links);
+        assert_eq!(reader.join().unwrap(), [Said::Now(status), Said::Done, Said::Now(last)]);
     }
 }

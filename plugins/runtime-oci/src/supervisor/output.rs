@@ -15,7 +15,10 @@ use nix::{
     unistd::{Uid, fchown, pipe2},
 };
 use oci_spec::runtime::Spec;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::{
+    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg},
+    pty::{OpenptFlags, ioctl_tiocgptpeer},
+};
 
 use crate::place::{self, name};
 
@@ -23,6 +26,8 @@ use crate::place::{self, name};
 const PART: usize = 64 << 10;
 /// At most this much is read before something else has its turn.
 const PARTS: usize = 16;
+/// A pipe can be made larger, by default up to 1 MiB; a terminal gives away some 4 KiB at a time.
+const PARTS_LEFT: usize = 256;
 /// Where the engine sends the terminal's other side, in the container's directory.
 pub(super) const CONSOLE: &str = "bundle/console.sock";
 
@@ -30,6 +35,9 @@ pub(super) const CONSOLE: &str = "bundle/console.sock";
 pub(super) struct Output {
     sources: Vec<OwnedFd>,
     console: Option<UnixListener>,
+    /// The container's side of its terminal. As long as somebody has it, the terminal does not end: a program that has
+    /// closed it may open it again.
+    terminal: Option<OwnedFd>,
     log: Log,
 }
 
@@ -55,12 +63,15 @@ impl Output {
         let log = Log::open(disk, log_bytes)?;
         if terminal {
             let console = UnixListener::bind(CONSOLE)?;
-            return Ok((Self { sources: Vec::new(), console: Some(console), log }, Ends::Terminal));
+            return Ok((
+                Self { sources: Vec::new(), console: Some(console), terminal: None, log },
+                Ends::Terminal,
+            ));
         }
         let ((out_of, stdout), (err_of, stderr)) = (pipe2(OFlag::O_CLOEXEC)?, pipe2(OFlag::O_CLOEXEC)?);
         let sources = vec![out_of, err_of];
         sources.iter().try_for_each(nonblocking)?;
-        Ok((Self { sources, console: None, log }, Ends::Pipes { stdout, stderr }))
+        Ok((Self { sources, console: None, terminal: None, log }, Ends::Pipes { stdout, stderr }))
     }
 
     /// Takes the terminal's other side, which the engine has sent by now.
@@ -78,6 +89,9 @@ impl Output {
         });
         let terminal = rights.ok_or_else(|| io::Error::other("the engine sent no terminal"))?;
         nonblocking(&terminal)?;
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        // One that only another runtime's sandbox understands has no side that could be had here.
+        self.terminal = ioctl_tiocgptpeer(&terminal, flags).ok();
         self.sources.push(terminal);
         Ok(())
     }
@@ -92,10 +106,15 @@ impl Output {
         sources.retain(|source| relay(source, log));
     }
 
-    /// Moves all that is left, once nobody is there to write more.
+    /// Moves what is left, if not more than pipes and terminals hold: a process that could not be killed, or that the
+    /// container has passed its output to, may write for ever.
     pub(super) fn drain(&mut self) {
         for source in std::mem::take(&mut self.sources) {
-            while matches!(part(&source, &mut self.log), Part::Some) {}
+            for _ in 0..PARTS_LEFT {
+                if !matches!(part(&source, &mut self.log), Part::Some) {
+                    break;
+                }
+            }
         }
     }
 }

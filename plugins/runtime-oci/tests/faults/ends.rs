@@ -2,15 +2,19 @@
 
 use std::{fs, time::Duration};
 
-use host_core::runtime::{ContainerChange, ContainerState, Exit, Limits, Runtime};
+use host_core::{
+    ErrorKind,
+    runtime::{ContainerChange, ContainerState, Exit, Limits, Runtime},
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 
 use crate::{
+    image::Image,
     told::{events, follow, log, next, next_exit, until},
-    world::{World, eventually, exit, named, seen, start},
+    world::{World, eventually, exit, host_programs, named, seen, spec, start, tools_layer},
 };
 
 #[tokio::test]
@@ -124,6 +128,45 @@ async fn groups_made_inside_go_too() {
         }
     }
     runtime.remove(&named("nested")).await.unwrap();
+    world.is_clean().await;
+    runtime.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_program_that_cannot_be_executed_says_so() {
+    let world = World::new();
+    let runtime = world.with_images().await;
+    let layer = tools_layer()
+        .file("fit", 0o700, "#!/bin/sh\nexit 3\n")
+        .file("unfit", 0o644, "#!/bin/sh\n")
+        .file("garbage", 0o755, "\u{7f}ELF but only to look at")
+        .file("interpreted", 0o755, "#!/interpreter/that/is/not/there\n");
+    world.load(&runtime, Image::new("test/programs:1", layer)).await;
+    let program = |path: &str| {
+        let mut spec = spec("program", "test/programs:1");
+        spec.mounts = host_programs();
+        spec.command = vec![path.to_owned()];
+        spec
+    };
+    for (path, complaint) in
+        [("/unfit", "Permission denied"), ("/absent", "No such file"), ("absent", "No such file")]
+    {
+        let error = runtime.create(&program(path)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{path}: {error}");
+        let told = host_core::chain(&error);
+        assert!(told.contains(path) && told.contains(complaint), "{told}");
+    }
+    for (path, code, said) in [
+        ("/fit", 3, ""),
+        ("/garbage", 126, "Exec format error"),
+        ("/interpreted", 127, "No such file or directory"),
+    ] {
+        start(&runtime, &program(path)).await;
+        assert_eq!(exit(&runtime, "program").await.code, Some(code), "{path}");
+        let log = log(&runtime, "program").await;
+        assert!(log.contains(said) && (said.is_empty() || log.contains(path)), "{path}: {log}");
+        runtime.remove(&named("program")).await.unwrap();
+    }
     world.is_clean().await;
     runtime.close().await.unwrap();
 }

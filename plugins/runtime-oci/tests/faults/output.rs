@@ -118,26 +118,32 @@ async fn bytes_that_are_no_text_arrive_as_they_are() {
     runtime.close().await.unwrap();
 }
 
-#[tokio::test]
-async fn who_closes_its_output_runs_on() {
-    let world = World::new();
-    let runtime = world.with_images().await;
-    let mut spec = world
-        .shell("silent", "echo bye; exec >&- 2>&-; while [ ! -e /words/go ]; do sleep 0.05; done; exit 4");
-    fs::create_dir(world.path("words")).unwrap();
-    spec.mounts.push(bind(&world.path("words"), "/words"));
-    start(&runtime, &spec).await;
-    let mut followed = follow(&runtime, "silent").await;
-    until(&mut followed, "bye\n").await;
-    let busy = || cpu_ticks(&world);
-    let before = busy();
-    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-    let took = busy() - before;
-    assert!(took < 20, "its supervisor is busy: {took} of 50 ticks");
-    fs::write(world.path("words/go"), "").unwrap();
-    assert_eq!(exit(&runtime, "silent").await.code, Some(4));
-    runtime.remove(&named("silent")).await.unwrap();
-    runtime.close().await.unwrap();
+#[test]
+fn who_closes_its_output_runs_on_and_may_open_it_again() {
+    for (terminal, again) in [(false, ""), (true, "echo back >/dev/console; ")] {
+        elsewhere(async || {
+            let world = World::new();
+            let runtime = world.with_images().await;
+            let words = "echo bye; exec <&- >&- 2>&-; while [ ! -e /words/go ]; do sleep 0.05; done; ";
+            let mut spec = world.shell("silent", &format!("{words}{again}exit 4"));
+            spec.terminal = terminal;
+            fs::create_dir(world.path("words")).unwrap();
+            spec.mounts.push(bind(&world.path("words"), "/words"));
+            start(&runtime, &spec).await;
+            let mut followed = follow(&runtime, "silent").await;
+            until(&mut followed, "bye").await;
+            let busy = || cpu_ticks(&world);
+            let before = busy();
+            tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+            let took = busy() - before;
+            assert!(took < 20, "its supervisor is busy: {took} of 50 ticks");
+            fs::write(world.path("words/go"), "").unwrap();
+            assert_eq!(exit(&runtime, "silent").await.code, Some(4));
+            assert_eq!(text(followed).await.trim(), if terminal { "back" } else { "" });
+            runtime.remove(&named("silent")).await.unwrap();
+            runtime.close().await.unwrap();
+        });
+    }
 }
 
 /// How long the supervisor has run, in hundredths of a second.
