@@ -42,6 +42,7 @@ pub fn registry() -> Registry {
         runtimes: Plugins::default()
             .with(runtime_docker::plugin())
             .with(runtime_oci::plugin())
+            .with(runtime_podman::plugin())
             .with(runtime_sim::plugin()),
         gpus: Plugins::default().with(gpu_none::plugin()).with(gpu_sim::plugin()),
         pubsubs: Plugins::default().with(pubsub_memory::plugin()).with(pubsub_postgres::plugin()),

@@ -1,7 +1,8 @@
-//! Real Docker engines for tests, each in a world of its own.
+//! Real engines for tests, Docker's and Podman's, each in a world of its own.
 //!
 //! [`Engine::shared`] is one engine for all tests of this checkout, whatever process they run in;
-//! [`Engine::scratch`] is a fresh one that a test may kill, freeze and restart. Both have the test mandelbox's images.
+//! [`Engine::scratch`] is a fresh one that a test may kill, freeze and restart. Both have the test mandelbox's images, and
+//! both exist for Podman: [`Engine::shared_podman`] and [`Engine::scratch_podman`].
 //!
 //! ```no_run
 //! # async fn example() -> anyhow::Result<()> {
@@ -20,19 +21,21 @@
 //!
 //! # Another engine, another image
 //!
-//! `HOST_TESTS_DOCKER=unix:///var/run/docker.sock` makes that engine the shared one. The test then stays in the network
+//! `HOST_TESTS_DOCKER=unix:///var/run/docker.sock` makes that engine the shared one of Docker. The test then stays in the network
 //! that it is in, and the images are loaded into that engine and remain there.
 //! `HOST_TESTS_IMAGE=FILE` is loaded instead of `build/test-mandelbox.tar`, which is made whenever it is missing or old.
 
 mod image;
 mod leftovers;
+mod make;
 
 use std::{
-    env, fs,
+    env,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+pub use self::make::Make;
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use bollard::models::ContainerSummary;
@@ -51,12 +54,12 @@ const CLEAN_DEADLINE: Duration = Duration::from_secs(10);
 const PING_DEADLINE: Duration = Duration::from_secs(2);
 /// Longer than any request a test makes, shorter than a test runner's patience.
 const REQUEST_SECONDS: u64 = 60;
-const PROGRAMS: [&str; 4] = ["containerd", "dockerd", "iptables", "runc"];
 
 /// A running engine, the calling thread's stay in its network, and a share in its life.
 #[derive(Debug)]
 pub struct Engine {
     docker: Docker,
+    make: Make,
     socket: PathBuf,
     /// Only an engine of the harness has one.
     world: Option<World>,
@@ -70,8 +73,16 @@ impl Engine {
     pub async fn shared() -> Result<Self> {
         match env::var("HOST_TESTS_DOCKER") {
             Ok(endpoint) => Self::existing(&endpoint).await,
-            Err(_) => Self::open(Place::shared, false, &[]).await,
+            Err(_) => Self::open(Make::Docker, || Place::shared(""), false, &[]).await,
         }
+    }
+
+    /// The same of Podman.
+    ///
+    /// # Errors
+    /// As [`Engine::shared`].
+    pub async fn shared_podman() -> Result<Self> {
+        Self::open(Make::Podman, || Place::shared("-podman"), false, &[]).await
     }
 
     /// A fresh engine for one test. Dropping it returns when nothing of it is left.
@@ -87,24 +98,43 @@ impl Engine {
     /// # Errors
     /// As [`Engine::shared`].
     pub async fn scratch_with(arguments: &[&str]) -> Result<Self> {
-        Self::open(Place::scratch, true, arguments).await
+        Self::open(Make::Docker, Place::scratch, true, arguments).await
+    }
+
+    /// A fresh Podman for one test.
+    ///
+    /// # Errors
+    /// As [`Engine::shared`].
+    pub async fn scratch_podman() -> Result<Self> {
+        Self::open(Make::Podman, Place::scratch, true, &[]).await
     }
 
     async fn existing(endpoint: &str) -> Result<Self> {
         let socket = endpoint.strip_prefix("unix://").context("HOST_TESTS_DOCKER: not a unix:// endpoint")?;
         let docker = connect(Path::new(socket)).await.with_context(|| format!("no engine at {endpoint}"))?;
         image::load(&docker, &archive()?).await?;
-        Ok(Self { docker, socket: socket.into(), world: None })
+        Ok(Self { docker, make: Make::Docker, socket: socket.into(), world: None })
     }
 
-    async fn open(place: fn() -> Result<Place>, scratch: bool, arguments: &[&str]) -> Result<Self> {
-        check_host(&PROGRAMS)?;
-        let mut world = World::start(place()?, scratch, |place| daemon(place, arguments)).await?;
-        let socket = world.path("docker.sock");
+    async fn open(
+        make: Make,
+        place: fn() -> Result<Place>,
+        scratch: bool,
+        arguments: &[&str],
+    ) -> Result<Self> {
+        check_host(make.programs())?;
+        let mut world = World::start(place()?, scratch, |place| make.daemon(place, arguments)).await?;
+        let socket = world.path(&make.socket());
         let docker = world.until("answer from the engine", async || connect(&socket).await).await?;
         image::load_once(&docker, &archive()?, &world.path("loaded")).await?;
         world.settle()?;
-        Ok(Self { docker, socket, world: Some(world) })
+        Ok(Self { docker, make, socket, world: Some(world) })
+    }
+
+    /// Which engine it is.
+    #[must_use]
+    pub fn make(&self) -> Make {
+        self.make
     }
 
     /// The engine's socket.
@@ -117,6 +147,12 @@ impl Engine {
     #[must_use]
     pub fn endpoint(&self) -> String {
         format!("unix://{}", self.socket.display())
+    }
+
+    /// Where the test sees a path of the engine's, in /proc for example.
+    #[must_use]
+    pub fn seen_outside(&self, path: &Path) -> PathBuf {
+        self.world.as_ref().map_or_else(|| path.to_owned(), |world| world.seen_outside(path))
     }
 
     /// A client of the engine.
@@ -153,7 +189,7 @@ impl Engine {
     pub async fn leftovers(&self) -> Result<Leftovers> {
         let world = self.world.as_ref().filter(|world| world.is_scratch());
         let world = world.context("a shared engine has other users: use a scratch one")?;
-        leftovers::find(&self.docker, world).await
+        leftovers::find(self.make, &self.docker, world).await
     }
 
     /// Succeeds once this scratch engine holds nothing that a container has left: containers, volumes, networks,
@@ -169,7 +205,7 @@ impl Engine {
         }
     }
 
-    /// Kills dockerd, and thereby its containerd; containers and their shims run on, as in reality.
+    /// Kills the engine, and thereby Docker's containerd; containers and their shims run on, as in reality.
     ///
     /// # Errors
     /// When the engine is not a scratch one.
@@ -177,7 +213,7 @@ impl Engine {
         self.order("kill").await
     }
 
-    /// Ends dockerd as an administrator does.
+    /// Ends the engine as an administrator does.
     ///
     /// # Errors
     /// When the engine is not a scratch one, or takes too long.
@@ -185,7 +221,7 @@ impl Engine {
         self.order("stop").await
     }
 
-    /// Starts dockerd after [`Engine::kill`] or [`Engine::stop`], and returns when it answers.
+    /// Starts the engine after [`Engine::kill`] or [`Engine::stop`], and returns when it answers.
     ///
     /// # Errors
     /// When the engine is not a scratch one, or does not come up.
@@ -204,7 +240,7 @@ impl Engine {
         self.start().await
     }
 
-    /// Stops dockerd in its tracks: its socket accepts, and nothing ever answers.
+    /// Stops the engine in its tracks: its socket accepts, and nothing ever answers.
     ///
     /// # Errors
     /// When the engine is not a scratch one.
@@ -212,7 +248,7 @@ impl Engine {
         self.order("freeze").await
     }
 
-    /// Lets a frozen dockerd go on.
+    /// Lets a frozen engine go on.
     ///
     /// # Errors
     /// When the engine is not a scratch one.
@@ -229,7 +265,8 @@ impl Engine {
 #[async_trait(?Send)]
 impl Ground for Engine {
     fn settings(&self, _: &str) -> String {
-        format!("[runtime]\nplugin = \"docker\"\n[runtime.docker]\nendpoint = \"{}\"\n", self.endpoint())
+        let (plugin, endpoint) = (self.make.plugin(), self.endpoint());
+        format!("[runtime]\nplugin = \"{plugin}\"\n[runtime.{plugin}]\nendpoint = \"{endpoint}\"\n")
     }
 
     fn directory(&self) -> PathBuf {
@@ -247,24 +284,6 @@ impl Ground for Engine {
         });
         names.collect()
     }
-}
-
-/// How dockerd is started in a place.
-fn daemon(place: &Place, arguments: &[&str]) -> Result<Vec<String>> {
-    let at = |name: &str| place.path(name).display().to_string();
-    fs::write(at("daemon.json"), "{}")?;
-    let group = place.directory().file_name().context("a place without a name")?;
-    let own = [
-        format!("--config-file={}", at("daemon.json")),
-        format!("--data-root={}", at("disk/data")),
-        format!("--exec-root={}", at("disk/exec")),
-        format!("--pidfile={}", at("disk/dockerd.pid")),
-        format!("--host=unix://{}", at("docker.sock")),
-        "--exec-opt=native.cgroupdriver=cgroupfs".to_owned(),
-        format!("--cgroup-parent=/{}", group.display()),
-    ];
-    let arguments = arguments.iter().map(|argument| (*argument).to_owned());
-    Ok(["dockerd".to_owned()].into_iter().chain(own).chain(arguments).collect())
 }
 
 /// A client, if an engine answers at the socket.

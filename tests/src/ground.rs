@@ -2,7 +2,7 @@
 //!
 //! | ground | runtime | looked at through |
 //! |---|---|---|
-//! | [`Engine`](crate::engine::Engine) | `docker` | the engine's API |
+//! | [`Engine`](crate::engine::Engine) | `docker`, `podman` | the engine's API, Docker's in both |
 //! | [`OciHost`](crate::oci::OciHost) | `oci` | the host: files, processes, control groups, interfaces, packet filter |
 
 use std::{fmt::Debug, path::PathBuf, time::Duration};

@@ -14,16 +14,13 @@ use bollard::{
         StopContainerOptionsBuilder, WaitContainerOptionsBuilder,
     },
 };
+use engine_http::Doing;
 use futures::{StreamExt, TryStreamExt, stream};
 use host_core::runtime::{
     Container, ContainerId, ContainerRef, ContainerSpec, ContainerState, Exit, Result, Selector,
 };
 
-use crate::{
-    create,
-    engine::Engine,
-    error::{Doing, nonsense},
-};
+use crate::{create, engine::Engine, error::nonsense};
 
 /// Look-ups in flight at once.
 const WIDTH: usize = 8;

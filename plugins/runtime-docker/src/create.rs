@@ -7,6 +7,7 @@ use bollard::models::{
     ContainerCreateBody, DeviceMapping, DeviceRequest, HostConfig, HostConfigLogConfig, Mount as EngineMount,
     MountBindOptions, MountBindOptionsPropagationEnum, MountType, PortBinding, PortMap, ResourcesUlimits,
 };
+use engine_http::invalid;
 use host_core::{
     ErrorKind, PluginError,
     runtime::{
@@ -15,7 +16,7 @@ use host_core::{
     },
 };
 
-use crate::{error::invalid, image::checked, support::Support};
+use crate::{image::checked, support::Support};
 
 /// What to send; the name travels in the query.
 pub(crate) fn body(spec: &ContainerSpec, support: &Support) -> Result<ContainerCreateBody> {

@@ -3,15 +3,15 @@
 use std::{future::Future, time::Duration};
 
 use bollard::{Docker, errors::Error};
+use engine_http::{Answer, Doing, Endpoint, Failure, Wire};
 use host_core::{ErrorKind, PluginError, runtime::Result};
 use http::HeaderMap;
 
 use crate::{
-    config::{Config, Endpoint},
-    error::{Doing, Explain, nonsense, refused},
+    config::Config,
+    error::{Explain, nonsense, refused},
     support::Support,
     version::ApiVersion,
-    wire::{Answer, Failure, Wire},
 };
 
 /// bollard's own deadline counts whole seconds and covers only the head of an answer; ours are outside it.

@@ -1,29 +1,11 @@
 //! From what goes wrong with the engine to what the host acts on.
 
-use std::{
-    error::Error as StdError,
-    fmt::{self, Display},
-    io,
-};
+use std::{error::Error as StdError, fmt::Display, io};
 
 use bollard::errors::Error;
+use engine_http::{Doing, Endpoint, io_cause};
 use host_core::{ErrorKind, PluginError};
 use hyper::StatusCode;
-
-use crate::config::Endpoint;
-
-/// What was tried, to complete "cannot …": a verb with its object, and that object's name if it has one.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Doing<'a>(pub(crate) &'static str, pub(crate) &'a str);
-
-impl fmt::Display for Doing<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self(what, "") => f.write_str(what),
-            Self(what, name) => write!(f, "{what} {name}"),
-        }
-    }
-}
 
 /// Turns failures of requests to one engine into [`PluginError`]s.
 #[derive(Debug, Clone)]
@@ -93,22 +75,6 @@ pub(crate) fn refused(doing: Doing<'_>, status: u16, message: &str) -> PluginErr
 pub(crate) fn nonsense(doing: Doing<'_>, what: impl Display) -> PluginError {
     let text = format!("cannot {doing}: docker's answer cannot be read ({what})");
     PluginError::new(ErrorKind::Internal, text)
-}
-
-/// The request would fail wherever it is sent.
-pub(crate) fn invalid(message: impl Into<String>) -> PluginError {
-    PluginError::new(ErrorKind::Invalid, message)
-}
-
-fn io_cause(error: &(dyn StdError + 'static)) -> Option<io::ErrorKind> {
-    let mut next = Some(error);
-    while let Some(cause) = next {
-        if let Some(io) = cause.downcast_ref::<io::Error>() {
-            return Some(io.kind());
-        }
-        next = cause.source();
-    }
-    None
 }
 
 /// Failures that the engine tells by text only, under whatever status; lower case, most telling first.

@@ -10,6 +10,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use engine_http::{Broken, Doing, Lines};
 use futures::{StreamExt, stream, stream::BoxStream};
 use host_core::{
     ErrorKind, PluginError,
@@ -21,13 +22,10 @@ use serde::Deserialize;
 use crate::{
     container::label_filters,
     engine::Engine,
-    error::{Doing, Explain, nonsense},
-    wire::Broken,
+    error::{Explain, nonsense},
 };
 
 const DOING: Doing = Doing("follow the events", "");
-/// More than any event has; a broken engine must not fill the memory.
-const MOST_LINE_BYTES: usize = 1 << 20;
 /// What an engine adds to a container's labels to make an event's attributes.
 const ADDED_ATTRIBUTES: &[&str] = &["image", "name", "exitCode", "execDuration", "signal"];
 
@@ -106,7 +104,7 @@ impl Follower {
                 }
             }
             match chunks.next().await {
-                Some(Ok(chunk)) => self.lines.add(&chunk)?,
+                Some(Ok(chunk)) => self.lines.add(&chunk).map_err(|endless| nonsense(DOING, endless))?,
                 Some(Err(error)) => return Err(self.explain.disconnected(DOING, error.as_ref())),
                 None => return Err(ended()),
             }
@@ -166,47 +164,12 @@ fn ended() -> PluginError {
     PluginError::new(ErrorKind::Unavailable, text)
 }
 
-/// Cuts bytes into lines.
-#[derive(Debug, Default)]
-struct Lines {
-    bytes: Vec<u8>,
-    /// How much of `bytes` is known to hold no line's end.
-    seen: usize,
-}
-
-impl Lines {
-    fn add(&mut self, chunk: &[u8]) -> Result<()> {
-        if self.bytes.len() > MOST_LINE_BYTES {
-            return Err(nonsense(DOING, "a line without end"));
-        }
-        self.bytes.extend_from_slice(chunk);
-        Ok(())
-    }
-
-    /// The next whole line that is not blank.
-    fn take(&mut self) -> Option<Vec<u8>> {
-        loop {
-            let found = self.bytes[self.seen..].iter().position(|byte| *byte == b'\n');
-            let Some(length) = found else {
-                self.seen = self.bytes.len();
-                return None;
-            };
-            let rest = self.bytes.split_off(self.seen + length + 1);
-            let line = std::mem::replace(&mut self.bytes, rest);
-            self.seen = 0;
-            if !line.trim_ascii().is_empty() {
-                return Some(line);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::Endpoint;
+    use engine_http::Endpoint;
 
     fn follower(selector: Selector) -> Follower {
         Follower {
@@ -281,7 +244,7 @@ mod tests {
         assert_eq!(items.len(), 1);
         assert_eq!(items[0].as_ref().unwrap_err().kind(), ErrorKind::Internal);
 
-        let piece = Bytes::from(vec![b'x'; MOST_LINE_BYTES]);
+        let piece = Bytes::from(vec![b'x'; 1 << 20]);
         let endless = (0..3).map(|_| Ok(piece.clone()));
         let items = read(Selector::default(), endless.collect()).await;
         assert_eq!(items.len(), 1);

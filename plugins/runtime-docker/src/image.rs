@@ -9,6 +9,7 @@ use bollard::{
         CreateImageOptionsBuilder, ImportImageOptionsBuilder, ListImagesOptions, TagImageOptionsBuilder,
     },
 };
+use engine_http::{Doing, invalid};
 use futures::{StreamExt, TryStreamExt, pin_mut, stream};
 use host_core::{
     ErrorKind, ImageRef, PluginError,
@@ -17,10 +18,7 @@ use host_core::{
 use tokio::fs::File;
 use tokio_util::io::ReaderStream;
 
-use crate::{
-    engine::Engine,
-    error::{Doing, invalid, nonsense},
-};
+use crate::{engine::Engine, error::nonsense};
 
 /// Look-ups in flight at once.
 const WIDTH: usize = 8;

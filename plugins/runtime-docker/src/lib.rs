@@ -13,7 +13,6 @@
 mod config;
 mod container;
 mod create;
-mod creates;
 mod engine;
 mod error;
 mod events;
@@ -21,11 +20,11 @@ mod image;
 mod logs;
 mod support;
 mod version;
-mod wire;
 
 use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use engine_http::Creates;
 use futures::stream::BoxStream;
 use host_core::{
     ImageRef,
@@ -36,9 +35,9 @@ use host_core::{
     },
 };
 
-pub use config::{Config, Endpoint, InvalidEndpoint};
+pub use config::Config;
+pub use engine_http::{Endpoint, InvalidEndpoint};
 
-use creates::Creates;
 use engine::Engine;
 
 /// The plugin `docker`.

@@ -24,9 +24,9 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// The one place of this checkout.
-    pub(crate) fn shared() -> Result<Self> {
-        Self::enter(directory(&checkout()))
+    /// The one place of this checkout for that purpose.
+    pub(crate) fn shared(purpose: &str) -> Result<Self> {
+        Self::enter(directory(&format!("{}{purpose}", checkout())))
     }
 
     /// A place of its own.

@@ -107,6 +107,7 @@ async fn read_logs(fixture: &dyn Fixture, terminal: bool) -> Verdict {
     let followed = whole(followed).await?;
     let log = whole(runtime.logs(&name, LogOptions::default()).await?).await?;
     ensure!(followed == log, "followed {followed:?}, read {log:?}");
+    ensure!(!log.contains('\0'), "the engine's framing is left in {log:?}");
     for part in ["waits for .ready", "takes its client"] {
         ensure!(log.contains(part), "{part:?} is not in {log:?}");
     }

@@ -19,14 +19,14 @@ use tracing::Instrument;
 
 /// The creations of one runtime; dropping it abandons them.
 #[derive(Debug, Default)]
-pub(crate) struct Creates {
+pub struct Creates {
     under_way: Arc<watch::Sender<Vec<ContainerName>>>,
     tasks: Mutex<JoinSet<()>>,
 }
 
 impl Creates {
     /// Runs `create` to its end, even if this future is dropped.
-    pub(crate) async fn see_through<T: Send + 'static>(
+    pub async fn see_through<T: Send + 'static>(
         &self,
         name: &ContainerName,
         create: impl Future<Output = Result<T, PluginError>> + Send + 'static,
@@ -51,7 +51,7 @@ impl Creates {
     }
 
     /// Returns once no container of that name is being created.
-    pub(crate) async fn settled(&self, container: &ContainerRef) {
+    pub async fn settled(&self, container: &ContainerRef) {
         let ContainerRef::Name(name) = container else {
             return;
         };
