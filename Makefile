@@ -8,7 +8,7 @@ CARGO_TARGET_DIR ?= target
 IMAGE := build/test-mandelbox.tar
 NEXTEST_PROFILE ?= $(if $(CI),ci,default)
 
-.PHONY: help run runlocaldevwithdb rundev runstaging runprod build image setup test check format lint audit bench upload
+.PHONY: help run runlocaldevwithdb database rundev runstaging runprod build image setup test cgroups check format lint audit bench upload
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1 /p' Makefile | while read -r name does; do printf '%-20s %s\n' "$$name" "$$does"; done
@@ -16,8 +16,11 @@ help: ## this list
 run: ## the service here, for development, with the image that it needs
 	@scripts/run.sh localdev
 
-runlocaldevwithdb: ## the same with a local database
+runlocaldevwithdb: ## the same with a database of its own
 	@scripts/run.sh localdevwithdb
+
+database: ## that database alone, until Ctrl-C
+	@scripts/run.sh database
 
 rundev: ## the service as in the dev environment
 	@scripts/run.sh dev
@@ -44,6 +47,10 @@ test: ## every test, on real engines
 	@scripts/setup.sh build run engine test
 	@scripts/test.sh --profile $(NEXTEST_PROFILE) $(TEST_ARGS)
 
+cgroups: ## the daemonless runtime with control groups of version 1 and 2, on an emulated machine; takes long
+	@scripts/setup.sh build run test vm
+	@scripts/cgroups.sh $(TEST_ARGS)
+
 check: ## everything that CI runs
 	@$(MAKE) setup
 	@$(MAKE) lint
@@ -59,16 +66,17 @@ lint: ## format, clippy, documentation, dependencies, shell scripts; a warning i
 	RUSTDOCFLAGS='--deny warnings' $(CARGO) doc --workspace --no-deps --quiet
 	$(CARGO) fetch --locked --quiet
 	$(CARGO) deny --offline --locked check --hide-inclusion-graph bans licenses sources
-	shellcheck .ci/run scripts/*.sh tests/mandelbox/*.sh tests/src/*/*.sh
+	shellcheck .ci/run scripts/*.sh scripts/vm/*.sh tests/mandelbox/*.sh tests/src/*/*.sh
 
 audit: ## known vulnerabilities in dependencies; needs the advisory database, which is on GitHub
 	@scripts/setup.sh lint
 	$(CARGO) deny check advisories
 
 bench: ## what it costs; docs/performance.md
-	@scripts/setup.sh build run engine
+	@scripts/setup.sh build run engine database
 	$(CARGO) build --release --package host-service
 	$(CARGO) bench --package host-tests
+	$(CARGO) bench --package pubsub-postgres
 
 upload: ## a release archive, copied to UPLOAD_TARGET: a directory or s3://BUCKET/PREFIX
 	@scripts/upload.sh

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Builds the service and runs it in the foreground: run.sh PROFILE
+# Or only what localdevwithdb needs besides:        run.sh database
 #
-# The local profiles get what they need besides: the test mandelbox's images.
+# The local profiles get the test mandelbox's images, and localdevwithdb its database: a PostgreSQL that listens on
+# 127.0.0.1:5432 already is used, and one that is started here ends with this script.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,12 +14,56 @@ as_root() {
     if [[ $EUID -eq 0 ]]; then "$@"; else sudo --preserve-env "$@"; fi
 }
 
+load_images() {
+    scripts/setup.sh run
+    tests/mandelbox/make-image.sh build/test-mandelbox.tar
+    as_root "$service" image load build/test-mandelbox.tar --profile "$profile"
+}
+
+start_database() {
+    if (: </dev/tcp/127.0.0.1/5432) 2>/dev/null; then
+        echo "run: using the PostgreSQL that listens on 127.0.0.1:5432" >&2
+        return
+    fi
+    scripts/setup.sh database
+    echo "run: starting PostgreSQL on 127.0.0.1:5432; its data is in build/database" >&2
+    # Its input is closed when this script ends, however it does.
+    coproc database { as_root scripts/database.sh; }
+    # shellcheck disable=SC2154 # coproc sets it
+    database_process=$database_PID database_input=${database[1]}
+    trap stop_database EXIT
+    if ! read -r -t 60 <&"${database[0]}"; then
+        echo "run: PostgreSQL does not come up; build/database/log may say why" >&2
+        exit 1
+    fi
+}
+
+stop_database() {
+    exec {database_input}>&-
+    wait "$database_process" || true
+}
+
+prepare_database() {
+    start_database
+    as_root "$service" db migrate --profile localdevwithdb
+}
+
 make build
 case $profile in
-    localdev | localdevwithdb)
-        scripts/setup.sh run
-        tests/mandelbox/make-image.sh build/test-mandelbox.tar
-        as_root "$service" image load build/test-mandelbox.tar --profile "$profile"
+    localdev) load_images ;;
+    localdevwithdb)
+        load_images
+        # Another database, or another control plane, is its user's to start and to prepare.
+        if [[ -z ${HOST_SERVICE__PUBSUB__POSTGRES__URL:-}${HOST_SERVICE__PUBSUB__PLUGIN:-} ]]; then
+            prepare_database
+        fi
+        ;;
+    database)
+        prepare_database
+        echo "run: psql postgres://postgres:postgrespassword@127.0.0.1:5432/postgres" >&2
+        trap : INT TERM
+        wait "${database_process:-}" || true
+        exit
         ;;
 esac
 # A handler, unlike ignoring, leaves the service its own; it drains on Ctrl-C while this script waits for it.

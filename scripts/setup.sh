@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Installs what this machine lacks, and nothing that it has: setup.sh PURPOSE…
 #
-#   build    a C linker for Rust, libseccomp's headers
-#   run      nftables, which the daemonless runtime publishes ports with
-#   engine   what is compared with that runtime: Docker, another OCI runtime, registries
-#   test     cargo-nextest, and what the tests run against
-#   lint     cargo-deny, shellcheck
+#   build     a C linker for Rust, libseccomp's headers
+#   run       nftables, which the daemonless runtime publishes ports with
+#   database  PostgreSQL, without the server of the distribution's own on its port
+#   engine    what is compared with that runtime: Docker, another OCI runtime, registries
+#   test      cargo-nextest, and what the tests run against besides
+#   vm        an emulator, for tests with control groups that this machine does not have
+#   lint      cargo-deny, shellcheck
 #
 # Needs Debian or Ubuntu, root or sudo, and a Rust toolchain. Says nothing when there is nothing to do.
 set -euo pipefail
@@ -13,7 +15,9 @@ set -euo pipefail
 # Debian keeps system programs out of an ordinary user's PATH.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:${CARGO_HOME:-$HOME/.cargo}/bin
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+# As /etc/postgresql-common/createcluster.conf includes it.
+no_cluster=/etc/postgresql-common/createcluster.d/host-service.conf
+trap 'rm -f "$log"; allow_cluster' EXIT
 
 lacks() {
     ! command -v "$1" >/dev/null
@@ -35,6 +39,19 @@ quietly() {
     fi
 }
 
+# PostgreSQL's package would start a server at once, on the port of `make runlocaldevwithdb` and without its password.
+prevent_cluster() {
+    as_root mkdir --parents "${no_cluster%/*}"
+    echo 'create_main_cluster = false' | as_root tee "$no_cluster" >/dev/null
+}
+
+allow_cluster() {
+    if [[ -e $no_cluster ]]; then
+        as_root rm "$no_cluster"
+        as_root rmdir --ignore-fail-on-non-empty "${no_cluster%/*}"
+    fi
+}
+
 install_packages() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "$@" ||
         { as_root apt-get update && as_root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "$@"; }
@@ -48,6 +65,13 @@ need() {
 # need_file FILE PACKAGE…: notes the packages if the file is not there.
 need_file() {
     if [[ ! -e $1 ]]; then packages+=("${@:2}"); fi
+}
+
+# need_postgres: notes the package if there is no server of any version.
+need_postgres() {
+    if ! compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; then
+        packages+=(postgresql)
+    fi
 }
 
 # need_crate PROGRAM: notes the crate of the same name if the program is not there.
@@ -64,6 +88,11 @@ for purpose in "$@"; do
             need_file /usr/include/seccomp.h libseccomp-dev
             ;;
         run) need nft nftables ;;
+        database)
+            need_postgres
+            need setpriv util-linux
+            need unshare util-linux
+            ;;
         engine)
             need dockerd docker.io
             need iptables iptables
@@ -79,9 +108,13 @@ for purpose in "$@"; do
             need runc runc
             need docker-registry docker-registry
             need htpasswd apache2-utils
-            need pg_lsclusters postgresql
+            need_postgres
             need pgbouncer pgbouncer
             need setpriv util-linux
+            ;;
+        vm)
+            need qemu-system-x86_64 qemu-system-x86
+            need busybox busybox-static
             ;;
         lint)
             need shellcheck shellcheck
@@ -99,6 +132,7 @@ if lacks cargo; then
     exit 1
 fi
 if [[ ${#packages[@]} -gt 0 ]]; then
+    if [[ " ${packages[*]} " == *" postgresql "* ]]; then prevent_cluster; fi
     quietly "installing ${packages[*]}" install_packages "${packages[@]}"
 fi
 for crate in "${crates[@]}"; do
