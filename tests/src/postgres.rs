@@ -22,6 +22,7 @@
 //! listens on 127.0.0.1, outside of the range that the kernel gives to clients, and does not sync its data.
 
 mod bouncer;
+mod development;
 mod place;
 
 use std::{
@@ -34,8 +35,8 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-pub use self::bouncer::Bouncer;
 use self::place::Place;
+pub use self::{bouncer::Bouncer, development::Development};
 use crate::wait::until;
 
 /// How long a server may take to start or to end.

@@ -101,6 +101,12 @@ impl Builder {
         self
     }
 
+    /// The instance's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The service's scratch directory.
     #[must_use]
     pub fn scratch(&self) -> &Path {

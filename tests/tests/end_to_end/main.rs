@@ -2,12 +2,15 @@
 //!
 //! The functions in `requests` and `life` are the suite, and the ground that a service runs on is their parameter. The
 //! modules `docker` and `oci` are made of it; `docker_only` and `oci_only` have what can happen only there. The tests of
-//! oci need no engine: `cargo nextest run -p host-tests -E 'test(/^oci/)'`.
+//! oci need no engine: `cargo nextest run -p host-tests -E 'test(/^oci/)'`. `database` needs PostgreSQL besides, and
+//! `walk_through` is what the README has a newcomer do with one.
 
+mod database;
 mod docker_only;
 mod life;
 mod oci_only;
 mod requests;
+mod walk_through;
 
 use std::time::Duration;
 
@@ -71,5 +74,10 @@ over_every_runtime! {
         what_a_killed_service_leaves_is_found_and_purged_exactly,
         a_restarted_development_host_remembers_its_rows,
         a_busy_port_is_named,
+    }
+    database {
+        what_is_allocated_in_the_fleets_database_spins_up,
+        sessions_outlive_their_database_and_it_is_told_everything,
+        a_row_deleted_under_a_running_mandelbox_ends_it,
     }
 }
