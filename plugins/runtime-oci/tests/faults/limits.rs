@@ -1,6 +1,10 @@
-//! Limits that only the kernel's own files tell whether they are in force.
+//! Limits that only the kernel's own files tell whether they are in force, and the control groups that they are set by.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use host_core::runtime::{Limits, Runtime};
 
@@ -52,5 +56,21 @@ async fn no_more_memory_can_be_locked_than_by_the_service() {
     let own = Command::new("sh").args(["-c", words]).output().unwrap();
     assert_eq!(log(&runtime, "locker").await, String::from_utf8(own.stdout).unwrap());
     runtime.remove(&named("locker")).await.unwrap();
+    runtime.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_doctor_tells_which_control_groups_the_host_has() {
+    let has = |file: &str| Path::new("/sys/fs/cgroup").join(file).exists();
+    let expected = match (has("cgroup.controllers"), has("unified/cgroup.controllers")) {
+        (true, _) => "version 2",
+        (false, true) => "version 1, and version 2 beside it",
+        (false, false) => "version 1",
+    };
+    let world = World::new();
+    let runtime = world.open().await;
+    let checks = runtime.examine().await;
+    let told = checks.iter().find(|check| check.name == "control groups").unwrap();
+    assert_eq!(told.found.split(", without").next(), Some(expected), "{told:?}");
     runtime.close().await.unwrap();
 }
