@@ -52,9 +52,15 @@ pub(crate) fn control_groups(group: &str) -> Vec<String> {
     groups_at(group)
         .iter()
         .flat_map(|path| entries(path.display().to_string()))
-        .filter(|path| path.is_dir())
+        .filter(|path| path.is_dir() && !has_supervisors(path))
         .map(|path| format!("control group {}", path.display()))
         .collect()
+}
+
+/// It belongs to a service that runs.
+fn has_supervisors(group: &Path) -> bool {
+    let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    group.ends_with("supervisors") && !processes.is_empty()
 }
 
 /// Where a control group is, in every hierarchy.

@@ -121,6 +121,46 @@ impl Layout {
         }
     }
 
+    /// Lets the kernel's wait before it moves a process to another group pass now: 5 to 20 ms since Linux 6.0, for all
+    /// processors to have come by, but not again for moves in the moment after. This process is moved to where it is.
+    /// Blocks that long.
+    pub(crate) fn hasten_moves(&self) {
+        let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        if let Some(own) = self.own(&groups) {
+            // What it is good for has happened even if there is such a thing as being refused.
+            let _ = fs::write(own.join("cgroup.procs"), "0");
+        }
+    }
+
+    /// Where this process is in one of the hierarchies, by the text of its `cgroup`.
+    fn own(&self, groups: &str) -> Option<PathBuf> {
+        let (name, root) = match self {
+            Self::V2(root) => ("", root),
+            Self::V1 { controllers, .. } => {
+                controllers.first_key_value().map(|(name, root)| (name.as_str(), root))?
+            }
+        };
+        // A line is its number, its controllers, and the path.
+        let mut parts = groups.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
+        let (_, path) = parts.find(|(controllers, _)| controllers.split(',').any(|own| own == name))?;
+        let path = Path::new(path.strip_prefix('/')?);
+        // Outside of what is seen from here.
+        (!path.starts_with("..")).then(|| root.join(path))
+    }
+
+    /// The group at `path` in those hierarchies only by which a service manager knows whose a process is.
+    pub(crate) fn tracked(&self, path: &Path) -> Group {
+        let relative = path.strip_prefix("/").unwrap_or(path);
+        let roots: Vec<&PathBuf> = match self {
+            Self::V2(root) => vec![root],
+            Self::V1 { controllers, unified } => {
+                controllers.get("name=systemd").into_iter().chain(unified).collect()
+            }
+        };
+        let directories = roots.into_iter().map(|root| root.join(relative)).collect();
+        Group { directories, memory: PathBuf::new() }
+    }
+
     /// The group at `path`, from the root of every hierarchy.
     pub(crate) fn group(&self, path: &Path) -> Group {
         let relative = path.strip_prefix("/").unwrap_or(path);
@@ -199,6 +239,14 @@ impl Group {
     /// Where version 1 takes orders for notifications.
     pub(crate) fn event_control(&self) -> PathBuf {
         self.memory.join("cgroup.event_control")
+    }
+
+    /// Makes it and takes a process in. Blocks, see [`Layout::hasten_moves`].
+    pub(crate) fn take_in(&self, process: u32) -> io::Result<()> {
+        self.directories.iter().try_for_each(|directory| {
+            fs::create_dir_all(directory)?;
+            fs::write(directory.join("cgroup.procs"), process.to_string())
+        })
     }
 
     fn processes(&self) -> Vec<Pid> {
@@ -336,6 +384,24 @@ mod tests {
         assert_eq!(layout.lacking(), ["cpu", "memory", "pids"]);
         fs::write(root.path().join("cgroup.controllers"), "cpuset cpu io pids\n").unwrap();
         assert_eq!(layout.lacking(), ["memory"]);
+    }
+
+    #[test]
+    fn this_process_is_found_in_one_hierarchy() {
+        let groups = "9:name=systemd:/a\n4:cpu,cpuacct:/b/c\n3:memory:/d\n0::/e\n";
+        let hybrid = Layout::of(HYBRID).unwrap();
+        assert_eq!(hybrid.own(groups), Some("/sys/fs/cgroup/cpu,cpuacct/b/c".into()));
+        assert_eq!(Layout::V2("/v2".into()).own(groups), Some("/v2/e".into()));
+        assert_eq!(Layout::V2("/v2".into()).own("0::/../outside\n"), None);
+        assert_eq!(hybrid.own(""), None);
+    }
+
+    #[test]
+    fn a_service_manager_looks_at_few_hierarchies() {
+        let group = Layout::of(HYBRID).unwrap().tracked(Path::new("/host-service/x"));
+        let expected =
+            ["systemd", "unified"].map(|name| PathBuf::from(format!("/sys/fs/cgroup/{name}/host-service/x")));
+        assert_eq!(group.directories, expected);
     }
 
     #[test]

@@ -89,7 +89,10 @@ impl Containers {
         let listener = listen(&held.directory)?;
         let assign = |spare: Spare| spare.assign(&held.directory, &listener, &log, network.as_ref());
         // One that was ready may have been killed meanwhile.
-        let child = self.spares.take().and_then(assign).or_else(|_| self.spares.make().and_then(assign))?;
+        let child = match self.spares.take().await.and_then(assign) {
+            Ok(child) => child,
+            Err(_) => self.spares.make().await.and_then(assign)?,
+        };
         connect(held, Some(child)).await
     }
 

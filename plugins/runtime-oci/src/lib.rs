@@ -116,6 +116,7 @@ impl OciRuntime {
         let (key, adopted) = (key(root.path()), recovery::adopted(&found));
         let networks = Networks::open(self.config.network.clone(), &key, &root.network(), adopted).await?;
         let trash = root.trash();
+        let supervisors = layout.tracked(&self.config.cgroup_parent.join(SUPERVISORS));
         let containers = Arc::new(Containers {
             config: self.config.clone(),
             root,
@@ -123,7 +124,7 @@ impl OciRuntime {
             layout,
             store: self.store().await?.clone(),
             networks,
-            spares: Spares::new(program, self.config.ready),
+            spares: Spares::new(program, supervisors, self.config.ready),
             table: Table::default(),
             hub: Arc::default(),
             tasks: TaskTracker::new(),
@@ -191,6 +192,8 @@ impl Drop for OciRuntime {
     }
 }
 
+/// The supervisors' control group, beside the containers' own.
+const SUPERVISORS: &str = "supervisors";
 /// The release that `Cargo.toml` asks for.
 const LIBCONTAINER: &str = "0.7";
 

@@ -15,7 +15,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::Stdio,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -31,7 +31,7 @@ use tokio::{
     sync::Notify,
 };
 
-use crate::protocol::ARGUMENT;
+use crate::{cgroup::Group, protocol::ARGUMENT};
 
 /// The socket to listen on, the log, the network namespace.
 const DESCRIPTORS_MAX: usize = 3;
@@ -145,34 +145,48 @@ pub(crate) fn assigned(orders: BorrowedFd<'_>) -> io::Result<Option<(PathBuf, Ve
 /// Supervisors made ahead, because executing one takes as long as many a step of a container's start.
 #[derive(Debug)]
 pub(crate) struct Spares {
-    program: Program,
+    program: Arc<Program>,
+    /// Not the service's, with which a service manager would end them.
+    group: Group,
     wanted: usize,
     ready: Mutex<Vec<Spare>>,
     taken: Notify,
 }
 
 impl Spares {
-    pub(crate) fn new(program: Program, wanted: usize) -> Self {
-        Self { program, wanted, ready: Mutex::default(), taken: Notify::new() }
+    pub(crate) fn new(program: Program, group: Group, wanted: usize) -> Self {
+        Self { program: Arc::new(program), group, wanted, ready: Mutex::default(), taken: Notify::new() }
     }
 
     /// One that is ready, or one made now.
-    pub(crate) fn take(&self) -> io::Result<Spare> {
+    pub(crate) async fn take(&self) -> io::Result<Spare> {
         let spare = self.ready().pop();
         self.taken.notify_one();
-        spare.map_or_else(|| self.make(), Ok)
+        match spare {
+            Some(spare) => Ok(spare),
+            None => self.make().await,
+        }
     }
 
     /// One made now.
-    pub(crate) fn make(&self) -> io::Result<Spare> {
-        self.program.supervisor()
+    pub(crate) async fn make(&self) -> io::Result<Spare> {
+        let (program, group) = (self.program.clone(), self.group.clone());
+        let made = tokio::task::spawn_blocking(move || {
+            let spare = program.supervisor()?;
+            let process = spare.child.id().ok_or(io::ErrorKind::NotFound)?;
+            if let Err(error) = group.take_in(process) {
+                tracing::warn!(%error, "a supervisor stays in the service's control group, and may be ended with it");
+            }
+            Ok(spare)
+        });
+        made.await?
     }
 
     /// Keeps as many ready as are wanted. Runs until it is dropped.
     pub(crate) async fn fill(&self) {
         loop {
             while self.ready().len() < self.wanted {
-                match self.make() {
+                match self.make().await {
                     Ok(spare) => self.ready().push(spare),
                     Err(error) => {
                         tracing::warn!(%error, "no supervisor can be made ahead");
@@ -193,6 +207,7 @@ impl Spares {
             drop(orders);
             let _ = child.wait().await;
         }
+        self.group.remove_if_empty();
     }
 
     fn ready(&self) -> MutexGuard<'_, Vec<Spare>> {

@@ -112,6 +112,9 @@ pub(crate) fn failed<E: Into<io::Error>>(doing: impl Into<String>) -> impl FnOnc
 
 impl Containers {
     pub(crate) async fn create(self: &Arc<Self>, spec: &ContainerSpec) -> Result<ContainerId> {
+        // Its process will be moved to its control group some time later.
+        let layout = self.layout.clone();
+        self.tasks.spawn_blocking(move || layout.hasten_moves());
         if spec.network != Network::Bridge && !spec.ports.is_empty() {
             let text = "ports can be published only with a network of the container's own (bridge)";
             return Err(PluginError::new(ErrorKind::Invalid, text));

@@ -57,6 +57,8 @@ impl Mappings {
             poll(&mut [PollFd::new(&watcher, PollFlags::IN)], None)?;
             rustix::io::read(&watcher, &mut events)?;
         }
+        // The kernel takes 10 ms or more to close it, for which no client has to wait.
+        thread::spawn(move || drop(watcher));
         Ok(())
     }
 

@@ -151,13 +151,16 @@ impl World {
         let text = |path: &Path, file| String::from_utf8_lossy(&of(path, file)).replace('\0', " ");
         let all = entries(Path::new("/proc")).into_iter();
         let here = |path: &Path| fs::read_link(path.join("cwd")).is_ok_and(|cwd| cwd.starts_with(root));
-        all.filter(|path| {
-            text(path, "cgroup").contains(group) || text(path, "cmdline").contains(root) || here(path)
-        })
-        // What has ended and waits to be reaped is the test's own.
-        .filter(|path| !text(path, "stat").contains(") Z "))
-        .filter_map(|path| path.file_name()?.to_str()?.parse().ok().map(Pid::from_raw))
-        .collect()
+        // A supervisor without a container is in a group of this world too.
+        let grouped = |path: &Path| {
+            let groups = text(path, "cgroup");
+            groups.lines().any(|line| line.contains(group) && !line.ends_with("/supervisors"))
+        };
+        all.filter(|path| grouped(path) || text(path, "cmdline").contains(root) || here(path))
+            // What has ended and waits to be reaped is the test's own.
+            .filter(|path| !text(path, "stat").contains(") Z "))
+            .filter_map(|path| path.file_name()?.to_str()?.parse().ok().map(Pid::from_raw))
+            .collect()
     }
 
     /// As a reboot does.
@@ -176,7 +179,8 @@ impl World {
     fn leftovers(&self) -> Vec<String> {
         let mut left = self.processes();
         for group in self.groups() {
-            left.extend(entries(&group).into_iter().filter(|path| path.is_dir()).map(show));
+            let of_containers = |path: &PathBuf| path.is_dir() && !path.ends_with("supervisors");
+            left.extend(entries(&group).into_iter().filter(of_containers).map(show));
         }
         let root = &self.config.root;
         let parts = ["containers", "trash", "images/users"].map(|part| root.join(part));
