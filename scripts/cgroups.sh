@@ -14,6 +14,6 @@ cargo nextest list --package runtime-oci --list-type binaries-only --message-for
 
 for layout in ${LAYOUTS:-v1 v2}; do
     echo "control groups $layout" >&2
-    scripts/vm.sh "$layout" cargo-nextest nextest run --profile vm --cargo-metadata "$described/cargo.json" \
-        --binaries-metadata "$described/tests.json" "$@"
+    scripts/vm.sh "$layout" env CONFORMANCE_PATIENCE=10 cargo-nextest nextest run --profile vm \
+        --cargo-metadata "$described/cargo.json" --binaries-metadata "$described/tests.json" "$@"
 done
