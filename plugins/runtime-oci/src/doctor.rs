@@ -4,12 +4,13 @@ use std::fs::{self, File};
 
 use host_core::{chain, check::Check};
 
-use crate::{cgroup::Layout, config::Config, key, place::Root};
+use crate::{bundle::AppArmor, cgroup::Layout, config::Config, key, launch, place::Root};
 
 const CONTROL_GROUPS: &str = "control groups";
 
 pub(crate) async fn examine(config: &Config, root: &Root) -> Vec<Check> {
     let mut checks = vec![control_groups(), overlay()];
+    checks.extend(apparmor(&launch::apparmor()));
     checks.extend(network(config).await);
     if !is_in_use(root) {
         checks.extend(leftovers(root).await);
@@ -59,6 +60,21 @@ fn overlay() -> Check {
     )
 }
 
+/// Nothing to say where there is none.
+fn apparmor(found: &AppArmor) -> Option<Check> {
+    match found {
+        AppArmor::Absent => None,
+        AppArmor::Enabled { default: Some(profile) } => {
+            Some(Check::ok("AppArmor", format!("{profile} is loaded")))
+        }
+        AppArmor::Enabled { default: None } => Some(Check::warn(
+            "AppArmor",
+            "enabled, and docker-default is not loaded: containers that ask for no profile have none",
+            "load the engines' profile, which Docker does at its start, or name one in the containers' specification",
+        )),
+    }
+}
+
 async fn network(config: &Config) -> Vec<Check> {
     let name = "containers' network";
     match oci_network::check(&config.network).await {
@@ -102,5 +118,16 @@ mod tests {
         assert!(seen.found.contains("without swap"), "{}", seen.found);
         fs::write(group.join("memory.swap.max"), "max").unwrap();
         assert_eq!(judge(&layout), Check::ok("control groups", "version 2"));
+    }
+
+    #[test]
+    fn a_profile_that_is_missing_is_told() {
+        assert_eq!(apparmor(&AppArmor::Absent), None);
+        let verdict = |default: Option<&str>| {
+            let found = AppArmor::Enabled { default: default.map(str::to_owned) };
+            apparmor(&found).unwrap().verdict
+        };
+        assert_eq!(verdict(Some("docker-default")), Verdict::Ok);
+        assert_eq!(verdict(None), Verdict::Warn);
     }
 }

@@ -212,7 +212,8 @@ fn readable(path: &Path, text: &str) -> io::Result<PathBuf> {
     Ok(path.to_owned())
 }
 
-fn apparmor() -> AppArmor {
+/// AppArmor as this host has it now.
+pub(crate) fn apparmor() -> AppArmor {
     let directory = Path::new("/sys/kernel/security/apparmor");
     if !directory.exists() {
         return AppArmor::Absent;
