@@ -42,7 +42,11 @@ fetch() {
     mv --no-target-directory "$new" "$2" 2>/dev/null || [[ -d $2 ]]
 }
 
-package=$(apt-cache depends --important linux-image-amd64 | sed -n 's/^ *Depends: \(linux-image-.*\)/\1/p')
+package=$(apt-cache depends --important linux-image-amd64 | sed -n 's/^ *Depends: \(linux-image-.*\)/\1/p' | head -n 1) || true
+if [[ -z $package ]]; then
+    echo "vm: apt knows no linux-image-amd64: this is not Debian, or apt-get update was never run" >&2
+    exit 1
+fi
 kernel=$cache/$package
 [[ -d $kernel ]] || fetch "$package" "$kernel"
 
@@ -52,7 +56,7 @@ first=$work/first
 mkdir -p "$first"/{bin,dev,lib/modules,proc}
 cp "$(command -v busybox)" "$first/bin/busybox"
 # Debian has one without libraries and one with.
-ldd "$first/bin/busybox" | grep --only-matching '/[^ ]*' | xargs --no-run-if-empty cp --parents -Lt "$first" || true
+ldd "$first/bin/busybox" 2>/dev/null | grep --only-matching '/[^ ]*' | xargs --no-run-if-empty cp --parents -Lt "$first" || true
 cp "$own/init.sh" "$first/init"
 printf '%q ' "$own/host.sh" "$modules" "$1" "$PWD" "$PATH" "${@:2}" >"$first/command"
 for name in fs/{9p/9p,fscache/fscache,netfs/netfs,overlayfs/overlay} net/9p/{9pnet,9pnet_virtio} \
@@ -73,7 +77,8 @@ machine=(
     -device isa-debug-exit,iobase=0xf4,iosize=1
 )
 status=0
-nice timeout --kill-after 5 "$patience" qemu-system-x86_64 "${machine[@]}" </dev/null || status=$?
+# It ends with this script, and timeout takes the machine along.
+nice setpriv --pdeathsig TERM timeout --kill-after 5 "$patience" qemu-system-x86_64 "${machine[@]}" </dev/null || status=$?
 case $status in
     3) ;;
     5) echo "vm: the command failed" >&2 && exit 1 ;;
