@@ -3,7 +3,8 @@
 # Or only what localdevwithdb needs besides:        run.sh database
 #
 # The local profiles get the test mandelbox's images, and localdevwithdb its database: a PostgreSQL that listens on
-# 127.0.0.1:5432 already is used, and one that is started here ends with this script.
+# 127.0.0.1:5432 already is used, and one that is started here ends with this script. With PUBSUB=hasura both
+# PostgreSQL and Hasura are containers of Docker.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -48,13 +49,28 @@ prepare_database() {
     as_root "$service" db migrate --profile localdevwithdb
 }
 
+compose() {
+    docker compose --file plugins/pubsub-hasura/hasura/compose.yaml "$@"
+}
+
+# The tables first: Hasura looks for them when it starts.
+prepare_hasura() {
+    trap 'compose stop' EXIT
+    compose up --wait postgres
+    as_root "$service" db migrate --profile localdevwithdb
+    compose up --wait hasura
+    export HOST_SERVICE__PUBSUB__PLUGIN=hasura
+}
+
 make build
 case $profile in
     localdev) load_images ;;
     localdevwithdb)
         load_images
         # Another database, or another control plane, is its user's to start and to prepare.
-        if [[ -z ${HOST_SERVICE__PUBSUB__POSTGRES__URL:-}${HOST_SERVICE__PUBSUB__PLUGIN:-} ]]; then
+        if [[ ${PUBSUB:-} == hasura ]]; then
+            prepare_hasura
+        elif [[ -z ${HOST_SERVICE__PUBSUB__POSTGRES__URL:-}${HOST_SERVICE__PUBSUB__PLUGIN:-} ]]; then
             prepare_database
         fi
         ;;

@@ -45,7 +45,10 @@ pub fn registry() -> Registry {
             .with(runtime_podman::plugin())
             .with(runtime_sim::plugin()),
         gpus: Plugins::default().with(gpu_none::plugin()).with(gpu_sim::plugin()),
-        pubsubs: Plugins::default().with(pubsub_memory::plugin()).with(pubsub_postgres::plugin()),
+        pubsubs: Plugins::default()
+            .with(pubsub_hasura::plugin())
+            .with(pubsub_memory::plugin())
+            .with(pubsub_postgres::plugin()),
         telemetries: Plugins::default().with(telemetry_console::plugin()),
     }
 }

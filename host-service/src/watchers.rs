@@ -56,7 +56,11 @@ pub(crate) async fn watch_pubsub(
             },
             Err(error) => chain(&error),
         };
-        tracing::warn!(error, "the control plane is not heard; watching again");
+        // What goes on, a wrong secret for example, is told once.
+        match condition.borrow().pubsub_error.as_ref() == Some(&error) {
+            false => tracing::warn!(error, "the control plane is not heard; watching again"),
+            true => tracing::debug!(error, "the control plane is still not heard"),
+        }
         shared.metrics.pubsub_up(false);
         set_error(&condition, |c| &mut c.pubsub_error, Some(error));
         pauses.pause().await;

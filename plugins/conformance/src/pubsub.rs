@@ -28,6 +28,8 @@ use crate::report::{Behaviour, Unmet};
 mod claiming;
 mod hosts;
 mod mandelboxes;
+#[cfg(feature = "sql")]
+pub mod sql;
 mod watching;
 
 const DEADLINE: Duration = Duration::from_secs(30);

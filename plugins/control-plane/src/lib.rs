@@ -6,7 +6,7 @@
 //!
 //! This crate spawns no task and knows no database: who has one implements [`Delivery`].
 
-use host_core::{ErrorKind, PluginError};
+use host_core::{ErrorKind, PluginError, Retry};
 
 mod outbox;
 mod queue;
@@ -20,9 +20,15 @@ pub use queue::{Entry, Write};
 pub use rows::{Raw, Read, Reader, short};
 pub use seen::{Ripe, Seen, Watching};
 
-/// Nobody is reached, or nobody answers: what could not be told now can be told later.
+/// Nobody is reached, nobody answers, or nobody believes this host at the moment: what could not be told now can be
+/// told later.
 pub fn is_away(error: &PluginError) -> bool {
-    matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Exhausted)
+    match error.kind() {
+        ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Exhausted => true,
+        // A token that has expired and may be replaced.
+        ErrorKind::Denied => error.retry() == Retry::Later,
+        _ => false,
+    }
 }
 
 /// A tenth more or less, so that a fleet does not read in step.

@@ -1,0 +1,135 @@
+//! What a watch shows: everything there is, soon, and also when a subscription does not.
+
+use anyhow::{Context, Result};
+use futures::StreamExt;
+use host_core::{
+    ErrorKind,
+    pubsub::{InstanceStatus, MandelboxStatus, PubSub, Registered, StaleAfter},
+};
+use serde_json::json;
+use std::time::Duration;
+
+use crate::stage::{Stage, Watcher, beat, facts, id, told};
+
+#[tokio::test]
+async fn rows_that_come_together_and_rows_that_go_are_all_shown() -> Result<()> {
+    Stage::in_both(async |stage| {
+        let host = stage.host("h")?;
+        let mut watcher = Watcher::new(&stage.connect().await?, &host);
+        watcher.until("state", |_| true).await?;
+        stage.database.sql(
+            "INSERT INTO cloud.mandelbox_info SELECT 'm' || n, 'u', 'h', 'ALLOCATED', n, 's' FROM generate_series(1, 1000) n",
+        )?;
+        let state = watcher.until("thousand rows", |state| state.mandelboxes.len() == 1000).await?;
+        // Oldest first.
+        assert_eq!(state.mandelboxes[0].id.as_str(), "m1");
+        stage.database.sql("DELETE FROM cloud.mandelbox_info WHERE mandelbox_id <> 'm7'")?;
+        let state = watcher.until("one row", |state| state.mandelboxes.len() == 1).await?;
+        assert_eq!(state.mandelboxes[0].id.as_str(), "m7");
+        stage.database.sql("DELETE FROM cloud.instance_info")?;
+        watcher.until("nothing", |state| state.instance.is_none() && state.mandelboxes.is_empty()).await?;
+        assert!(watcher.error.is_none(), "{:?}", watcher.error);
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_subscription_that_falls_silent_is_found_out_and_made_anew() -> Result<()> {
+    Stage::in_both(async |stage| {
+        let host = stage.host("h")?;
+        let pubsub = stage.connect_with(json!({ "poll": "1500ms" })).await?;
+        let mut watcher = Watcher::new(&pubsub, &host);
+        watcher.until("state", |_| true).await?;
+        stage.hasura.fault(|faults| faults.silent = true);
+        stage.row(&host, "a", "ALLOCATED")?;
+        // The watchdog has it, while the subscription still seems to live.
+        watcher.row("a").await?;
+        assert!(watcher.error.is_none(), "{:?}", watcher.error);
+        let error = watcher.until_it_ends().await?;
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(told(&error).contains("fallen silent"), "{error:?}");
+        stage.hasura.fault(|faults| faults.silent = false);
+        stage.row(&host, "b", "ALLOCATED")?;
+        watcher.row("b").await.map(drop)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn what_this_host_does_itself_is_read_at_once() -> Result<()> {
+    let stage = Stage::new().await?;
+    let host = stage.host("h")?;
+    stage.row(&host, "a", "ALLOCATED")?;
+    let pubsub = stage.connect().await?;
+    let mut states = pubsub.watch(&host).await?;
+    let row = states.next().await.context("no state")??.mandelboxes.remove(0);
+    stage.hasura.fault(|faults| faults.silent = true);
+    pubsub.claim(&host, &row).await?;
+    let state = states.next().await.context("no state")??;
+    assert_eq!(state.mandelboxes[0].status, MandelboxStatus::Connecting);
+    Ok(())
+}
+
+#[tokio::test]
+async fn rows_of_nonsense_hide_no_other() -> Result<()> {
+    let stage = Stage::new().await?;
+    let host = stage.host("h")?;
+    stage
+        .database
+        .sql("INSERT INTO cloud.mandelbox_info VALUES ('../etc', 'u', 'h', 'ALLOCATED', 1, 's')")?;
+    stage.database.sql("INSERT INTO cloud.mandelbox_info VALUES ('waits', 'u', 'h', 'WAITING', 1, 's')")?;
+    stage.row(&host, "a", "ALLOCATED")?;
+    let mut watcher = Watcher::new(&stage.connect().await?, &host);
+    let state = watcher.until("state", |_| true).await?;
+    assert_eq!(state.mandelboxes.len(), 1);
+    // A typing error drains nobody.
+    stage.database.sql("UPDATE cloud.instance_info SET status = 'RETIRED'")?;
+    stage.row(&host, "b", "ALLOCATED")?;
+    let state = watcher.until("row", |state| state.mandelboxes.len() == 2).await?;
+    assert_eq!(state.instance, Some(InstanceStatus::Active));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_row_is_stale_from_when_this_host_first_saw_it() -> Result<()> {
+    let stage = Stage::new().await?;
+    let host = stage.host("h")?;
+    let (hour, limit) = (Duration::from_secs(3600), Duration::from_millis(300));
+    let after = StaleAfter { allocated: limit, connecting: hour };
+    // By the creation time alone it would be stale at once: the seed's own row is of 1970.
+    stage.aged_row(&host, "old", "ALLOCATED", hour)?;
+    stage.aged_row(&host, "worked-on", "ALLOCATED", hour)?;
+    stage.aged_row(&host, "connecting", "CONNECTING", hour / 2)?;
+    let pubsub = stage.connect().await?;
+    let mut watcher = Watcher::new(&pubsub, &host);
+    let seen = tokio::time::Instant::now();
+    watcher.row("old").await?;
+    let ripe = async || {
+        let removed = pubsub.remove_stale(&host, after, &[id("worked-on")]).await.ok()?;
+        (!removed.is_empty()).then_some(removed)
+    };
+    let removed = host_tests::wait::until("stale row", crate::stage::PATIENCE, ripe).await?;
+    assert_eq!(removed, [id("old")]);
+    assert!(seen.elapsed() >= limit);
+    Ok(())
+}
+
+#[tokio::test]
+async fn of_two_machines_that_register_at_once_one_is_active() -> Result<()> {
+    let stage = Stage::new().await?;
+    for round in 0..10 {
+        let name = format!("h{round}");
+        stage.host_with(&name, "PRE_CONNECTION")?;
+        let (one, other) = (stage.connect().await?, stage.connect().await?);
+        let mine = facts(&name);
+        let theirs = host_core::pubsub::InstanceFacts { cloud_id: "i-theirs".into(), ..facts(&name) };
+        let beat = beat();
+        let (mine, theirs) = tokio::join!(one.register(&mine, &beat), other.register(&theirs, &beat));
+        let answers = [mine, theirs];
+        let won = answers.iter().filter(|answer| matches!(answer, Ok(Registered::Active))).count();
+        let lost = answers.iter().filter_map(|answer| answer.as_ref().err()).map(|error| error.kind());
+        assert_eq!((won, lost.collect::<Vec<_>>()), (1, vec![ErrorKind::Conflict]), "{answers:?}");
+    }
+    Ok(())
+}
