@@ -15,14 +15,14 @@ use host_tests::{
 const SOON: Duration = Duration::from_secs(30);
 
 /// A database with the schema, and the stand-in over it.
-async fn behind_hasura(cluster: &Cluster, builder: Builder) -> Result<(Database, StandIn, Builder)> {
+fn behind_hasura(cluster: &Cluster, builder: Builder) -> Result<(Database, StandIn, Builder)> {
     let database = cluster.database()?;
     let builder = builder.profile("localdevwithdb").set(format!("pubsub.postgres.url={}", database.url()));
     let migrated = builder.cli(&["db", "migrate"])?;
     ensure!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
     let project = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("plugins/pubsub-hasura/hasura");
     let setup = Setup { refetch: Duration::from_millis(200), ..Setup::default() };
-    let hasura = StandIn::start(&database.url(), &project, setup).await?;
+    let hasura = StandIn::apart(&database.url(), &project, setup)?;
     let builder = builder.set("pubsub.plugin=hasura").set(format!("pubsub.hasura.url={}", hasura.url()));
     Ok((database, hasura, builder))
 }
@@ -44,7 +44,7 @@ async fn what_is_allocated_behind_hasura_spins_up_and_drains() -> Result<()> {
     // In the host's network, as everything from here on.
     let cluster = Cluster::scratch().await?;
     let builder = Service::on(&host).set("pubsub.hasura.admin_secret=hasurasecret");
-    let (database, hasura, builder) = behind_hasura(&cluster, builder).await?;
+    let (database, hasura, builder) = behind_hasura(&cluster, builder)?;
     let mut service = builder.start().await?;
     let active = "SELECT instance_name FROM cloud.instance_info WHERE status = 'ACTIVE'";
     assert_eq!(database.sql(active)?, service.name());
@@ -77,7 +77,7 @@ async fn whatever_a_server_does_is_told_and_survived() -> Result<()> {
         .set(format!("pubsub.hasura.token_file={}", token.display()))
         .set("pubsub.hasura.role=host")
         .set("pubsub.hasura.timeout=1s");
-    let (database, hasura, builder) = behind_hasura(&cluster, builder).await?;
+    let (database, hasura, builder) = behind_hasura(&cluster, builder)?;
     let name = builder.name().to_owned();
     for text in ["hunter-one", "hunter-two"] {
         hasura.add_token(text, Token { instance: name.clone(), expires: None });

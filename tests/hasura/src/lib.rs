@@ -171,6 +171,28 @@ impl StandIn {
         Self::serve(shared, "127.0.0.1:0".parse()?).await
     }
 
+    /// The same on a thread of its own, for a test that blocks the one it is on. It is in the caller's network.
+    ///
+    /// # Errors
+    /// As [`StandIn::start`].
+    pub fn apart(url: &str, hasura: &Path, setup: Setup) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (url, hasura) = (url.to_owned(), hasura.to_owned());
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::Builder::new().name("hasura".to_owned()).spawn(move || {
+            runtime.block_on(async {
+                let started = Self::start(&url, &hasura, setup).await;
+                let down = started.as_ref().ok().map(|server| server.down.clone());
+                // Whoever waits for it is there.
+                let _ = sender.send(started);
+                if let Some(down) = down {
+                    down.cancelled().await;
+                }
+            });
+        })?;
+        receiver.recv()?
+    }
+
     async fn serve(shared: Arc<Shared>, address: SocketAddr) -> Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
