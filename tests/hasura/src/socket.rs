@@ -299,6 +299,10 @@ impl Connection {
             let is_error = answer.get("errors").is_some();
             let text = answer.to_string();
             let Some(live) = self.live.get_mut(&id) else { continue };
+            if self.shared.faults().silent {
+                // Since the poll began.
+                return Ok(());
+            }
             if live.last.as_ref() == Some(&text) && !is_error && !faults.flood {
                 continue;
             }
