@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::{error::PluginError, runtime::Attachment};
+use crate::{check::Check, error::PluginError, runtime::Attachment};
 
 /// What an operation returns.
 pub type Result<T> = std::result::Result<T, PluginError>;
@@ -65,4 +65,9 @@ pub trait Gpu: Send + Sync + std::fmt::Debug + 'static {
 
     /// Health of every device of [`Gpu::enumerate`], by UUID; also of those that were there and are gone.
     async fn health(&self) -> Result<Vec<(String, GpuHealth)>>;
+
+    /// What this host has and lacks for its GPUs, each with its remedy; for a person who looks. Changes nothing.
+    async fn examine(&self) -> Vec<Check> {
+        Vec::new()
+    }
 }
