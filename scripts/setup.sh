@@ -106,6 +106,9 @@ for purpose in "$@"; do
             need unshare util-linux
             need crun crun
             need runc runc
+            need podman podman netavark
+            need newuidmap uidmap
+            need slirp4netns slirp4netns
             need docker-registry docker-registry
             need htpasswd apache2-utils
             need_postgres

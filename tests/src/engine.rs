@@ -109,6 +109,14 @@ impl Engine {
         Self::open(Make::Podman, Place::scratch, true, &[]).await
     }
 
+    /// A fresh Podman of a user's, for one test.
+    ///
+    /// # Errors
+    /// As [`Engine::shared`].
+    pub async fn scratch_rootless_podman() -> Result<Self> {
+        Self::open(Make::RootlessPodman, Place::scratch, true, &[]).await
+    }
+
     async fn existing(endpoint: &str) -> Result<Self> {
         let socket = endpoint.strip_prefix("unix://").context("HOST_TESTS_DOCKER: not a unix:// endpoint")?;
         let docker = connect(Path::new(socket)).await.with_context(|| format!("no engine at {endpoint}"))?;
@@ -124,7 +132,7 @@ impl Engine {
     ) -> Result<Self> {
         check_host(make.programs())?;
         let mut world = World::start(place()?, scratch, |place| make.daemon(place, arguments)).await?;
-        let socket = world.path(&make.socket());
+        let socket = make.socket(&world);
         let docker = world.until("answer from the engine", async || connect(&socket).await).await?;
         image::load_once(&docker, &archive()?, &world.path("loaded")).await?;
         world.settle()?;

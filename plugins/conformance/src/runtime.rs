@@ -6,6 +6,7 @@
 //!
 //! [`run`] cleans up after each behaviour, whatever became of it; what cannot be removed, or is still there afterwards, breaks it.
 
+mod archive;
 mod crowd;
 mod events;
 mod images;
@@ -32,6 +33,8 @@ use self::{crowd::*, events::*, images::*, inside::*, lifecycle::*, network::*, 
 
 /// A loaded machine of two cores needs a tenth of it.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// The same for fifty containers, of which an engine starts five to ten a second.
+const CROWD_DEADLINE: Duration = Duration::from_secs(150);
 
 /// A runtime under trial, and what can be had around it.
 #[async_trait]
@@ -52,17 +55,33 @@ pub trait Fixture: Send + Sync {
         None
     }
 
+    /// Why the runtime has not that feature, for the table.
+    fn why_not(&self, _feature: Feature) -> Option<&'static str> {
+        None
+    }
+
+    /// Why a behaviour is known not to hold, or not each time, for a combination that is supported in spite of it.
+    fn differs(&self, _behaviour: &str) -> Option<&'static str> {
+        None
+    }
+
     /// Restarts the component behind the runtime, which breaks every connection to it; returns when it answers.
     ///
     /// # Errors
     /// `Lacking` where that is not possible.
     async fn restart(&self) -> Verdict {
-        Err(Unmet::Lacking("a component that may be restarted".to_owned()))
+        Err(Unmet::Lacking("there is no component that could be restarted".to_owned()))
     }
 }
 
 /// All of them.
 pub fn behaviours() -> Vec<Behaviour<dyn Fixture>> {
+    let mut all = one_by_one();
+    all.extend(behaviours![dyn Fixture, CROWD_DEADLINE; fifty_at_once_do_not_disturb_each_other]);
+    all
+}
+
+fn one_by_one() -> Vec<Behaviour<dyn Fixture>> {
     behaviours![dyn Fixture, DEADLINE;
         it_is_healthy,
         a_container_is_created_then_runs_then_has_ended_then_is_gone,
@@ -88,6 +107,7 @@ pub fn behaviours() -> Vec<Behaviour<dyn Fixture>> {
         what_is_no_archive_is_refused,
         an_image_is_pulled,
         a_pull_from_nowhere_fails,
+        an_image_for_another_processor_is_refused,
         the_environment_is_exact,
         a_gpu_variable_wins_over_the_same_in_the_environment,
         capabilities_are_those_given_and_no_others,
@@ -111,7 +131,6 @@ pub fn behaviours() -> Vec<Behaviour<dyn Fixture>> {
         events_of_others_are_left_out,
         nothing_is_lost_between_subscribing_and_reading,
         a_broken_stream_ends_and_a_list_tells_the_rest,
-        twenty_at_once_do_not_disturb_each_other,
         removing_at_once_from_many_sides_succeeds,
         a_spin_up_given_up_at_any_point_can_be_removed_by_name,
     ]
@@ -123,7 +142,9 @@ pub async fn run(implementation: &str, fixture: &(dyn Fixture + 'static)) -> Rep
     let mut tried = Vec::new();
     for behaviour in behaviours() {
         let begun = tokio::time::Instant::now();
-        let outcome = behaviour.attempt(fixture).await;
+        let attempted = behaviour.attempt(fixture).await;
+        let outcome =
+            fixture.differs(behaviour.name).map_or(attempted, |why| Outcome::Skipped(why.to_owned()));
         let took = begun.elapsed();
         let left = tokio::time::timeout(DEADLINE, clean_up(fixture.runtime())).await;
         let outcome = match left {
@@ -160,7 +181,10 @@ async fn clean_up(runtime: &dyn Runtime) -> Verdict {
 fn needs(fixture: &dyn Fixture, features: &[Feature]) -> Verdict {
     let has = fixture.runtime().features();
     match features.iter().find(|feature| !has.contains(feature)) {
-        Some(lacking) => Err(Unmet::Lacking(format!("the feature {lacking:?}"))),
+        Some(lacking) => {
+            let why = fixture.why_not(*lacking).map(|why| format!(": {why}")).unwrap_or_default();
+            Err(Unmet::Lacking(format!("it lacks the feature {lacking:?}{why}")))
+        }
         None => Ok(()),
     }
 }

@@ -1,29 +1,20 @@
-//! One container's life, and which containers there are.
+//! One container's life.
 
-use std::{collections::HashMap, future::Future, time::Duration};
+use std::{future::Future, time::Duration};
 
 use bollard::{
     errors::Error,
-    models::{
-        ContainerInspectResponse, ContainerState as EngineState, ContainerStateStatusEnum as Status,
-        ContainerSummary, ContainerSummaryStateEnum as ListedState,
-    },
     query_parameters::{
-        CreateContainerOptionsBuilder, InspectContainerOptions, KillContainerOptionsBuilder,
-        ListContainersOptionsBuilder, RemoveContainerOptionsBuilder, StartContainerOptions,
-        StopContainerOptionsBuilder, WaitContainerOptionsBuilder,
+        CreateContainerOptionsBuilder, KillContainerOptionsBuilder, RemoveContainerOptionsBuilder,
+        StartContainerOptions, StopContainerOptionsBuilder, WaitContainerOptionsBuilder,
     },
 };
 use engine_http::Doing;
-use futures::{StreamExt, TryStreamExt, stream};
-use host_core::runtime::{
-    Container, ContainerId, ContainerRef, ContainerSpec, ContainerState, Exit, Result, Selector,
-};
+use futures::StreamExt;
+use host_core::runtime::{ContainerId, ContainerRef, ContainerSpec, Result};
 
-use crate::{create, engine::Engine, error::nonsense};
+use crate::{create, engine::Engine};
 
-/// Look-ups in flight at once.
-const WIDTH: usize = 8;
 /// Between tries to remove what somebody else is removing.
 const PAUSE: Duration = Duration::from_millis(50);
 /// A wait for a removal that ends in the same moment may never be answered.
@@ -39,8 +30,12 @@ pub(crate) fn create(
 ) -> Result<impl Future<Output = Result<ContainerId>> + Send + use<>> {
     let body = create::body(spec, &engine.support)?;
     let (api, explain, name) = (engine.api.clone(), engine.explain.clone(), spec.name.clone());
+    let platform = engine.support.platform;
     Ok(async move {
-        let options = CreateContainerOptionsBuilder::new().name(name.as_str()).build();
+        let options = CreateContainerOptionsBuilder::new().name(name.as_str());
+        // Without one the engine starts a program for any processor, and tells of nothing but its end.
+        let options =
+            platform.into_iter().fold(options, |options, platform| options.platform(platform)).build();
         let created = api
             .create_container(Some(options), body)
             .await
@@ -124,101 +119,6 @@ async fn removed_by_another(engine: &Engine, name: &str) -> std::result::Result<
     }
 }
 
-pub(crate) async fn inspect(engine: &Engine, container: &ContainerRef) -> Result<Option<Container>> {
-    let doing = Doing("inspect container", container.as_str());
-    match inspected(engine, container.as_str()).await? {
-        Some(answer) => from_inspect(answer).map(Some).ok_or_else(|| nonsense(doing, "it lacks id or state")),
-        None => Ok(None),
-    }
-}
-
-/// The engine's own answer; `None` where there is no such container.
-pub(crate) async fn inspected(engine: &Engine, name: &str) -> Result<Option<ContainerInspectResponse>> {
-    let request = engine.api.inspect_container(name, None::<InspectContainerOptions>);
-    let request = async { unless(request.await, &[NOT_FOUND]) };
-    engine.look_up(Doing("inspect container", name), request).await
-}
-
-fn from_inspect(answer: ContainerInspectResponse) -> Option<Container> {
-    let state = answer.state?;
-    Some(Container {
-        id: ContainerId(answer.id?),
-        name: plain_name(answer.name.as_deref().unwrap_or_default()),
-        labels: answer.config?.labels.unwrap_or_default().into_iter().collect(),
-        pid: state.pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0),
-        state: life(&state)?,
-    })
-}
-
-fn life(state: &EngineState) -> Option<ContainerState> {
-    Some(match state.status? {
-        Status::CREATED => ContainerState::Created,
-        Status::RUNNING | Status::PAUSED | Status::RESTARTING | Status::STOPPING => ContainerState::Running,
-        Status::EXITED | Status::REMOVING | Status::DEAD => ContainerState::Exited(Exit {
-            code: state.exit_code.and_then(|code| i32::try_from(code).ok()),
-            oom: state.oom_killed.unwrap_or(false),
-        }),
-        Status::EMPTY => return None,
-    })
-}
-
-/// Engines write `/name`.
-fn plain_name(name: &str) -> String {
-    name.trim_start_matches('/').to_owned()
-}
-
-/// The engine's list lacks exit codes, so what has ended is looked up; what goes away meanwhile is left out.
-pub(crate) async fn list(engine: &Engine, selector: &Selector) -> Result<Vec<Container>> {
-    let options = ListContainersOptionsBuilder::new()
-        .all(true)
-        .filters(&HashMap::from([("label", label_filters(selector))]))
-        .build();
-    let request = engine.api.list_containers(Some(options));
-    let listed = engine.look_up(Doing("list containers", ""), request).await?;
-    let found: Vec<Option<Container>> = stream::iter(listed)
-        .map(|summary| async move {
-            match from_summary(&summary) {
-                Some(container) => Ok(Some(container)),
-                None => {
-                    let id = ContainerId(summary.id.unwrap_or_default());
-                    inspect(engine, &id.into()).await
-                }
-            }
-        })
-        .buffered(WIDTH)
-        .try_collect()
-        .await?;
-    let matches = |container: &Container| selector.matches(&container.labels);
-    Ok(found.into_iter().flatten().filter(matches).collect())
-}
-
-/// `key=value`, or `key` for any value.
-pub(crate) fn label_filters(selector: &Selector) -> Vec<String> {
-    let filter = |(key, value): (&String, &Option<String>)| match value {
-        Some(value) => format!("{key}={value}"),
-        None => key.clone(),
-    };
-    selector.0.iter().map(filter).collect()
-}
-
-/// `None` where the summary does not tell enough.
-fn from_summary(summary: &ContainerSummary) -> Option<Container> {
-    let state = match summary.state? {
-        ListedState::CREATED => ContainerState::Created,
-        ListedState::RUNNING | ListedState::PAUSED | ListedState::RESTARTING | ListedState::STOPPING => {
-            ContainerState::Running
-        }
-        _ => return None,
-    };
-    Some(Container {
-        id: ContainerId(summary.id.clone()?),
-        name: plain_name(summary.names.as_ref()?.first()?),
-        labels: summary.labels.clone().unwrap_or_default().into_iter().collect(),
-        state,
-        pid: None,
-    })
-}
-
 /// `None` for a refusal with one of these statuses, which says that there was nothing to do.
 fn unless<T>(
     answer: std::result::Result<T, Error>,
@@ -232,13 +132,20 @@ fn unless<T>(
 }
 
 fn is_status(error: &Error, status: u16) -> bool {
-    matches!(error, Error::DockerResponseServerError { status_code, .. } if *status_code == status)
+    matches!(error, Error::DockerResponseServerError { status_code, message }
+        if *status_code == status || meant(message) == Some(status))
+}
+
+/// Podman answers 500 to much of what Docker has a status for.
+fn meant(message: &str) -> Option<u16> {
+    if message.contains("no such container") {
+        return Some(NOT_FOUND);
+    }
+    message.contains("container state improper").then_some(CONFLICT)
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
@@ -252,21 +159,5 @@ mod tests {
         ] {
             assert_eq!(whole_seconds(grace), seconds);
         }
-    }
-
-    fn state(state: serde_json::Value) -> Option<ContainerState> {
-        life(&serde_json::from_value(state).unwrap())
-    }
-
-    #[test]
-    fn states_are_read() {
-        let exited = json!({ "Status": "exited", "ExitCode": 137, "OOMKilled": true });
-        let expected = Exit { code: Some(137), oom: true };
-        assert_eq!(state(exited), Some(ContainerState::Exited(expected)));
-        assert_eq!(state(json!({ "Status": "paused" })), Some(ContainerState::Running));
-        // A failed start leaves an exit code and no run.
-        let failed = json!({ "Status": "created", "ExitCode": 128 });
-        assert_eq!(state(failed), Some(ContainerState::Created));
-        assert_eq!(state(json!({})), None);
     }
 }

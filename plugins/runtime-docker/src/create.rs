@@ -259,6 +259,7 @@ mod tests {
             cpu_quota: true,
             apparmor: true,
             log_files: true,
+            platform: None,
             cdi: Cdi::Untold,
         }
     }

@@ -6,6 +6,7 @@ use bollard::{Docker, errors::Error};
 use engine_http::{Answer, Doing, Endpoint, Failure, Wire};
 use host_core::{ErrorKind, PluginError, runtime::Result};
 use http::HeaderMap;
+use serde::de::DeserializeOwned;
 
 use crate::{
     config::Config,
@@ -16,6 +17,9 @@ use crate::{
 
 /// bollard's own deadline counts whole seconds and covers only the head of an answer; ours are outside it.
 const NO_DEADLINE_SECS: u64 = u64::MAX;
+
+/// More than an answer has; a broken engine must not fill the memory.
+const MOST_ANSWER_BYTES: usize = 16 << 20;
 
 const PING: Doing = Doing("ping the engine", "");
 
@@ -78,6 +82,22 @@ impl Engine {
         request: impl Future<Output = std::result::Result<T, Error>>,
     ) -> Result<T> {
         within(&self.explain, self.timeout, doing, request).await
+    }
+
+    /// A look-up past bollard, with the section's deadline.
+    pub(crate) async fn get_json<T: DeserializeOwned>(
+        &self,
+        doing: Doing<'_>,
+        path_and_query: &str,
+    ) -> Result<T> {
+        let answer = self.get(doing, path_and_query).await?;
+        let whole = match tokio::time::timeout(self.timeout, answer.whole(MOST_ANSWER_BYTES)).await {
+            Ok(whole) => whole.map_err(|error| self.explain.disconnected(doing, error.as_ref()))?,
+            Err(_) => return Err(self.explain.timed_out(doing)),
+        };
+        // The error's text may hold a piece of the answer, and so of a container's environment.
+        serde_json::from_slice(&whole)
+            .map_err(|error| nonsense(doing, format_args!("at column {}", error.column())))
     }
 
     /// A request whose answer is read as it comes; only its head has the section's deadline.

@@ -82,6 +82,10 @@ const TEXTS: &[(&str, ErrorKind)] = &[
     ("port is already allocated", ErrorKind::AddressInUse),
     ("address already in use", ErrorKind::AddressInUse),
     ("ports are not available", ErrorKind::AddressInUse),
+    // Podman's, under 500.
+    ("that name is already in use", ErrorKind::Conflict),
+    ("no such container", ErrorKind::NotFound),
+    ("repository name must be", ErrorKind::Invalid),
     ("no space left on device", ErrorKind::Exhausted),
     ("cannot allocate memory", ErrorKind::Exhausted),
     ("too many open files", ErrorKind::Exhausted),
@@ -92,6 +96,8 @@ const TEXTS: &[(&str, ErrorKind)] = &[
     ("apparmor profile", ErrorKind::Invalid),
     ("unresolvable cdi devices", ErrorKind::Invalid),
     ("exec format error", ErrorKind::Invalid),
+    ("does not match the specified platform", ErrorKind::Invalid),
+    ("does not provide the specified platform", ErrorKind::Invalid),
     ("executable file not found", ErrorKind::Invalid),
     ("error gathering device information", ErrorKind::Invalid),
     ("seccomp profile failed", ErrorKind::Invalid),
@@ -176,6 +182,11 @@ mod tests {
                 Invalid,
             ),
             (500, "exec /usr/bin/x: exec format error", Invalid),
+            (
+                404,
+                "image with reference a/b:c was found but does not match the specified platform: wanted linux/amd64, actual: linux/s390x",
+                Invalid,
+            ),
             (
                 500,
                 "error gathering device information while adding custom device \"/dev/nope\": no such file or directory",

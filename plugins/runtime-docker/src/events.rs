@@ -20,9 +20,9 @@ use hyper::body::Bytes;
 use serde::Deserialize;
 
 use crate::{
-    container::label_filters,
     engine::Engine,
     error::{Explain, nonsense},
+    seen::label_filters,
 };
 
 const DOING: Doing = Doing("follow the events", "");

@@ -149,7 +149,7 @@ pub(crate) async fn load(engine: &Engine, archive: &Path) -> Result<Vec<ImageRef
     let mut names = Vec::new();
     while let Some(step) = steps.next().await {
         let step = step.map_err(|error| not_loaded(engine, doing, error))?;
-        names.extend(step.stream.as_deref().and_then(loaded_name));
+        names.extend(step.stream.as_deref().into_iter().flat_map(loaded_names));
     }
     if names.is_empty() {
         return Err(invalid(format!("cannot {doing}: it holds no image")));
@@ -162,10 +162,14 @@ async fn open(archive: &Path) -> std::io::Result<File> {
     if file.metadata().await?.is_file() { Ok(file) } else { Err(std::io::Error::other("not a regular file")) }
 }
 
-/// `Loaded image: test/mandelbox:current-build`, or the id of an image without a name.
-fn loaded_name(line: &str) -> Option<ImageRef> {
-    let (what, name) = line.trim_end().split_once(": ")?;
-    matches!(what, "Loaded image" | "Loaded image ID").then(|| name.parse().ok())?
+/// `Loaded image: test/mandelbox:current-build`, or the id of an image without a name. Podman has all names in one line.
+fn loaded_names(line: &str) -> Vec<ImageRef> {
+    match line.trim_end().split_once(": ") {
+        Some(("Loaded image" | "Loaded image ID", names)) => {
+            names.split(',').filter_map(|name| name.trim().parse().ok()).collect()
+        }
+        _ => Vec::new(),
+    }
 }
 
 /// The engine has many texts for an archive that is none, and no status.
@@ -215,10 +219,11 @@ mod tests {
 
     #[test]
     fn loaded_names_are_read() {
-        let name = |line| loaded_name(line).map(String::from);
-        assert_eq!(name("Loaded image: a/b:c\n").as_deref(), Some("a/b:c"));
-        assert_eq!(name("Loaded image ID: sha256:ab\n").as_deref(), Some("sha256:ab"));
-        assert_eq!(name("The image a/b:c already exists, renaming the old one\n"), None);
+        let names = |line| loaded_names(line).into_iter().map(String::from).collect::<Vec<_>>();
+        assert_eq!(names("Loaded image: a/b:c\n"), ["a/b:c"]);
+        assert_eq!(names("Loaded image ID: sha256:ab\n"), ["sha256:ab"]);
+        assert_eq!(names("Loaded image: localhost/a:1,localhost/b:2\n"), ["localhost/a:1", "localhost/b:2"]);
+        assert_eq!(names("The image a/b:c already exists, renaming the old one\n"), [""; 0]);
     }
 
     #[test]

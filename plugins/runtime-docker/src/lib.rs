@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  DockerRuntime ── Engine ──┬── bollard ── one connection per request, every path with the version
-//!        │                   └── Wire ───── ping, events, logs: one connection each, owned by the answer
+//!        │                   └── Wire ───── ping, events, logs, what there is: one connection each, owned by the answer
 //!        └───────── Creates ─── one task per container being created
 //! ```
 //!
@@ -18,6 +18,7 @@ mod error;
 mod events;
 mod image;
 mod logs;
+mod seen;
 mod support;
 mod version;
 
@@ -122,11 +123,11 @@ impl Runtime for DockerRuntime {
 
     async fn inspect(&self, container: &ContainerRef) -> Result<Option<Container>> {
         self.creates.settled(container).await;
-        container::inspect(&self.engine, container).await
+        seen::inspect(&self.engine, container).await
     }
 
     async fn list(&self, selector: &Selector) -> Result<Vec<Container>> {
-        container::list(&self.engine, selector).await
+        seen::list(&self.engine, selector).await
     }
 
     async fn logs(

@@ -7,7 +7,7 @@ use host_core::{
     runtime::{ContainerRef, LogChunk, LogOptions, Result},
 };
 
-use crate::{container::inspected, engine::Engine, error::nonsense};
+use crate::{engine::Engine, error::nonsense, seen::inspected};
 
 const READING: Doing = Doing("read a container's log", "");
 
@@ -22,12 +22,11 @@ pub(crate) async fn read(
         let text = format!("cannot {doing}: there is no such container");
         return Err(PluginError::new(ErrorKind::NotFound, text));
     };
-    let is_terminal = inspected.config.and_then(|config| config.tty).unwrap_or(false);
     let answer = engine.get(doing, &path(name, options)).await?;
     let explain = engine.explain.clone();
     let broken = move |error: Broken| explain.disconnected(READING, error.as_ref());
     let chunks = answer.into_stream().map_err(broken);
-    Ok(if is_terminal {
+    Ok(if inspected.has_terminal() {
         chunks.map_ok(|chunk| chunk.to_vec()).boxed()
     } else {
         unframed(chunks.boxed(), |cut| nonsense(READING, cut)).boxed()

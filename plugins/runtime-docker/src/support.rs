@@ -15,6 +15,8 @@ pub(crate) struct Support {
     pub(crate) apparmor: bool,
     /// The usual log driver writes files that can be bounded.
     pub(crate) log_files: bool,
+    /// `linux/amd64`, where it is known how images call this host's processor.
+    pub(crate) platform: Option<&'static str>,
     pub(crate) cdi: Cdi,
 }
 
@@ -66,6 +68,7 @@ impl Support {
             cpu_quota: info.cpu_cfs_quota.unwrap_or(false),
             apparmor: security.iter().any(|option| option == "name=apparmor"),
             log_files: matches!(info.logging_driver.as_deref(), Some("json-file" | "local")),
+            platform: platform(info.architecture.as_deref().unwrap_or_default()),
             cdi: Cdi::of(info),
         }
     }
@@ -86,6 +89,15 @@ impl Support {
         .into_iter()
         .flatten()
         .collect()
+    }
+}
+
+/// From the kernel's name to the images'.
+fn platform(machine: &str) -> Option<&'static str> {
+    match machine {
+        "x86_64" => Some("linux/amd64"),
+        "aarch64" => Some("linux/arm64"),
+        _ => None,
     }
 }
 

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use conformance::{
     Unmet, Verdict,
     runtime::{Fixture, run},
+    table::keep,
 };
 use host_core::{ImageRef, runtime::Runtime};
 use host_tests::{engine::Engine, image, registry::Registry};
@@ -67,6 +68,7 @@ mod scratch {
         let report = run("docker", &docker).await;
         println!("{report}");
         assert!(report.holds(), "{report}");
+        keep(&report).unwrap();
         docker.engine.assert_clean().await.unwrap();
     }
 }

@@ -23,6 +23,7 @@ use tokio::{
 };
 
 /// More than any of these tests takes; a hang is a failure.
+const RUNNING: &str = r#"{"Id":"c1","Name":"/c1","State":{"Status":"running"},"Config":{}}"#;
 const DEADLINE: Duration = Duration::from_secs(20);
 const TIMEOUT: Duration = Duration::from_millis(200);
 
@@ -204,7 +205,7 @@ async fn what_is_no_answer_is_an_error_and_no_hang() {
 #[tokio::test]
 async fn a_stream_whose_head_does_not_come_is_an_error() {
     let fake = Fake::new("1.41", |request| match request {
-        request if request.contains("/json") => Reply::With(200, "{\"Id\":\"c1\"}"),
+        request if request.contains("/json") => Reply::With(200, RUNNING),
         _ => Reply::Never,
     });
     let docker = soon(fake.connect()).await.unwrap();

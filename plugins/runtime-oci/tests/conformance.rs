@@ -4,7 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
-use conformance::runtime::{Fixture, run};
+use conformance::{
+    runtime::{Fixture, run},
+    table::keep,
+};
 use host_core::{ImageRef, runtime::Runtime};
 use host_tests::{image, oci::on_own_host, registry::Registry};
 use runtime_oci::{Config, OciRuntime, Program};
@@ -59,9 +62,10 @@ impl Fixture for Oci {
 async fn conforms(test: &str, binary: Option<&str>) {
     let conforms = async |group: &Path| {
         let oci = Oci::with(binary, group).await;
-        let report = run(binary.unwrap_or("libcontainer"), &oci).await;
+        let report = run(&format!("oci ({})", binary.unwrap_or("libcontainer")), &oci).await;
         println!("{report}");
         assert!(report.holds(), "{report}");
+        keep(&report).unwrap();
         oci.runtime.close().await.unwrap();
     };
     on_own_host(test, conforms).await.unwrap();

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, future::Future, time::Duration};
 use engine_http::{Doing, Failure, empty};
 use futures::{StreamExt, TryStreamExt, stream};
 use host_core::{
-    ErrorKind, PluginError,
+    ErrorKind,
     runtime::{Container, ContainerId, ContainerRef, ContainerSpec, ContainerState, Exit, Result, Selector},
 };
 use http::Method;
@@ -35,7 +35,7 @@ pub(crate) fn create(
     spec: &ContainerSpec,
 ) -> Result<impl Future<Output = Result<ContainerId>> + Send + use<>> {
     let mut body = create::body(spec, &engine.support)?;
-    let images = image::meanings(&spec.image)?;
+    let image = spec.image.clone();
     let profile = create::filter_file(&spec.security, engine)?;
     if let Some(profile) = &profile {
         body["seccomp_profile_path"] = profile.path().display().to_string().into();
@@ -43,24 +43,15 @@ pub(crate) fn create(
     let (engine, name) = (engine.clone(), spec.name.clone());
     Ok(async move {
         let doing = Doing("create container", name.as_str());
-        let mut absent = PluginError::new(ErrorKind::NotFound, format!("cannot {doing}: no image"));
-        for image in images {
-            body["image"] = image.into();
-            match engine.send(doing, Method::POST, "/containers/create", json(&body)).await {
-                Err(error) if error.kind() == ErrorKind::NotFound => absent = error,
-                Err(error) => return Err(error),
-                Ok(answer) => {
-                    let created: Created = engine.read(doing, answer).await?;
-                    for warning in created.warnings.unwrap_or_default() {
-                        tracing::warn!(container = %name, warning, "podman warns about a container");
-                    }
-                    // Until here it has read the file.
-                    drop(profile);
-                    return Ok(ContainerId(created.id));
-                }
-            }
+        body["image"] = image::runnable(&engine, &image).await?.into();
+        let answer = engine.send(doing, Method::POST, "/containers/create", json(&body)).await?;
+        let created: Created = engine.read(doing, answer).await?;
+        for warning in created.warnings.unwrap_or_default() {
+            tracing::warn!(container = %name, warning, "podman warns about a container");
         }
-        Err(absent)
+        // Until here it has read the file.
+        drop(profile);
+        Ok(ContainerId(created.id))
     })
 }
 

@@ -27,8 +27,8 @@ pub(crate) async fn examine(engine: &Engine) -> Vec<Check> {
     if !support.features().contains(&Feature::OomReport) {
         checks.push(Check::warn(
             "kills for memory",
-            "are not told as such: control groups are not of version 2",
-            "boot with systemd.unified_cgroup_hierarchy=1",
+            "are not told as such by this version",
+            "podman 5 or later",
         ));
     }
     if support.log_files.is_none() {

@@ -37,7 +37,7 @@ fn checked(reference: &ImageRef) -> Result<&str> {
 }
 
 /// What a reference may mean here, in the order of looking.
-pub(crate) fn meanings(reference: &ImageRef) -> Result<Vec<String>> {
+fn meanings(reference: &ImageRef) -> Result<Vec<String>> {
     let text = checked(reference)?;
     Ok([text.to_owned()].into_iter().chain(on_hub(text)).collect())
 }
@@ -71,10 +71,30 @@ pub(crate) async fn find(engine: &Engine, reference: &ImageRef) -> Result<Option
     Ok(None)
 }
 
+/// The name under which an image for this host's processor is here. The engine would start it for any other, and tell of
+/// nothing but its end.
+pub(crate) async fn runnable(engine: &Engine, reference: &ImageRef) -> Result<String> {
+    for name in meanings(reference)? {
+        let architecture = match inspected(engine, &name).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            found => found?.architecture.unwrap_or_default(),
+        };
+        let host = &engine.support.architecture;
+        if architecture.is_empty() || architecture == *host {
+            return Ok(name);
+        }
+        return Err(invalid(format!("{name} is for {architecture}, and this host is {host}")));
+    }
+    Err(PluginError::new(ErrorKind::NotFound, format!("{reference} is not here")))
+}
+
 async fn look_up(engine: &Engine, name: &str) -> Result<Image> {
-    let doing = Doing("inspect image", name);
-    let inspected = engine.look_up(doing, engine.api.images().get(name).inspect()).await?;
-    image(inspected).ok_or_else(|| nonsense(doing, "an image without an id"))
+    let inspected = inspected(engine, name).await?;
+    image(inspected).ok_or_else(|| nonsense(Doing("inspect image", name), "an image without an id"))
+}
+
+async fn inspected(engine: &Engine, name: &str) -> Result<ImageData> {
+    engine.look_up(Doing("inspect image", name), engine.api.images().get(name).inspect()).await
 }
 
 fn image(inspected: ImageData) -> Option<Image> {

@@ -10,14 +10,16 @@ use podman_api::models::Info;
 pub(crate) struct Support {
     /// Control group controllers that it can use; without a delegation a user's engine has none.
     controllers: BTreeSet<String>,
-    /// Control groups of version 2, where an out-of-memory kill is told.
-    pub(crate) unified: bool,
+    /// Podman 5 or later.
+    recent: bool,
     pub(crate) apparmor: bool,
     pub(crate) rootless: bool,
     /// The usual log driver, if it writes files that can be bounded.
     pub(crate) log_files: Option<String>,
     /// Where events are kept; `none` keeps none.
     pub(crate) events: String,
+    /// `amd64`, as images have it.
+    pub(crate) architecture: String,
     /// `crun`, `runc`.
     pub(crate) oci_runtime: String,
 }
@@ -31,11 +33,12 @@ impl Support {
         let is_file = |driver: &String| matches!(driver.as_str(), "k8s-file" | "json-file");
         Self {
             controllers: host.cgroup_controllers.clone().unwrap_or_default().into_iter().collect(),
-            unified: host.cgroup_version.as_deref() == Some("v2"),
+            recent: major(info).is_some_and(|major| major >= 5),
             apparmor: security.and_then(|security| security.apparmor_enabled).unwrap_or(false),
             rootless: security.and_then(|security| security.rootless).unwrap_or(false),
             log_files: host.log_driver.clone().filter(is_file),
             events: host.event_logger.clone().unwrap_or_default(),
+            architecture: host.arch.clone().unwrap_or_default(),
             oci_runtime: host.oci_runtime.as_ref().and_then(|it| it.name.clone()).unwrap_or_default(),
         }
     }
@@ -49,10 +52,10 @@ impl Support {
         ["memory", "cpu", "pids"].iter().all(|controller| self.has(controller))
     }
 
-    /// Whether an out-of-memory kill is told. With control groups of version 1 the container's monitor hears of it and of
-    /// the end at once, and mostly forgets the first.
+    /// Whether an out-of-memory kill is told. Until Podman 5 the container's monitor marked it where the engine does not
+    /// look (containers/podman#21523).
     pub(crate) fn tells_oom(&self) -> bool {
-        self.unified && self.has("memory")
+        self.recent && self.has("memory")
     }
 
     pub(crate) fn features(&self) -> BTreeSet<Feature> {
@@ -72,6 +75,10 @@ impl Support {
     }
 }
 
+fn major(info: &Info) -> Option<u32> {
+    info.version.as_ref()?.version.as_ref()?.split('.').next()?.parse().ok()
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use serde_json::{Value, json};
@@ -85,7 +92,6 @@ pub(crate) mod tests {
     pub(crate) fn everything() -> Support {
         support(json!({
             "cgroupControllers": ["cpu", "memory", "pids"],
-            "cgroupVersion": "v2",
             "logDriver": "k8s-file",
             "eventLogger": "file",
             "ociRuntime": { "name": "crun" },
@@ -103,10 +109,16 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn only_control_groups_of_version_2_tell_of_memory() {
-        let host = |version| support(json!({ "cgroupVersion": version, "cgroupControllers": ["memory"] }));
-        assert!(host("v2").features().contains(&Feature::OomReport));
-        assert!(!host("v1").features().contains(&Feature::OomReport));
+    fn only_podman_5_tells_of_memory() {
+        let of = |version| {
+            let info =
+                json!({ "host": { "cgroupControllers": ["memory"] }, "version": { "Version": version } });
+            Support::of(&serde_json::from_value(info).unwrap())
+        };
+        for (version, tells) in [("4.3.1", false), ("4.9.4-dev", false), ("5.4.2", true), ("10.0.0", true)] {
+            assert_eq!(of(version).features().contains(&Feature::OomReport), tells, "{version}");
+        }
+        assert!(!everything().tells_oom(), "it does not say which it is");
     }
 
     #[test]

@@ -7,8 +7,12 @@ use async_trait::async_trait;
 use conformance::{
     Unmet, Verdict,
     runtime::{Fixture, run},
+    table::keep,
 };
-use host_core::{ImageRef, runtime::Runtime};
+use host_core::{
+    ImageRef,
+    runtime::{Feature, Runtime},
+};
 use host_tests::{engine::Engine, image, registry::Registry};
 use runtime_podman::{Config, PodmanRuntime};
 
@@ -31,6 +35,11 @@ impl Fixture for Podman {
 
     fn archive(&self) -> Option<PathBuf> {
         Some(self.archive.clone())
+    }
+
+    fn why_not(&self, feature: Feature) -> Option<&'static str> {
+        (feature == Feature::OomReport)
+            .then_some("until Podman 5, conmon marks the kill where Podman does not look")
     }
 
     fn pullable(&self) -> Option<ImageRef> {
@@ -68,6 +77,7 @@ mod scratch {
         let report = run("podman", &podman).await;
         println!("{report}");
         assert!(report.holds(), "{report}");
+        keep(&report).unwrap();
         podman.engine.assert_clean().await.unwrap();
     }
 }

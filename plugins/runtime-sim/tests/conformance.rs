@@ -5,8 +5,12 @@ use async_trait::async_trait;
 use conformance::{
     Verdict,
     runtime::{Fixture, run},
+    table::keep,
 };
-use host_core::{ImageRef, runtime::Runtime};
+use host_core::{
+    ImageRef,
+    runtime::{Feature, Runtime},
+};
 use runtime_sim::{Config, Containers, Sim};
 
 const IMAGE: &str = "test/mandelbox:current-build";
@@ -22,6 +26,10 @@ impl Fixture for Simulated {
 
     fn image(&self) -> ImageRef {
         IMAGE.parse().unwrap()
+    }
+
+    fn why_not(&self, _: Feature) -> Option<&'static str> {
+        Some("its containers are no processes")
     }
 
     fn pullable(&self) -> Option<ImageRef> {
@@ -41,4 +49,5 @@ async fn it_does_what_every_runtime_must_do() {
     let report = run("sim", &Simulated(sim)).await;
     println!("{report}");
     assert!(report.holds(), "{report}");
+    keep(&report).unwrap();
 }

@@ -1,10 +1,13 @@
 //! The makes of engines, and how each is started in a place.
 
-use std::fs;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 
-use crate::world::Place;
+use crate::world::{Place, World};
 
 /// Which engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,7 +16,12 @@ pub enum Make {
     Docker,
     /// Podman, whose socket also speaks as Docker does.
     Podman,
+    /// The same of a user's.
+    RootlessPodman,
 }
+
+/// Who that user is; the world's own tables have him.
+const USER: u32 = 4242;
 
 impl Make {
     /// The runtime plugin that is for it.
@@ -21,7 +29,7 @@ impl Make {
     pub fn plugin(self) -> &'static str {
         match self {
             Self::Docker => "docker",
-            Self::Podman => "podman",
+            Self::Podman | Self::RootlessPodman => "podman",
         }
     }
 
@@ -30,19 +38,25 @@ impl Make {
         match self {
             Self::Docker => &["containerd", "dockerd", "iptables", "runc"],
             Self::Podman => &["podman", "conmon", "iptables", "runc"],
+            Self::RootlessPodman => &["podman", "conmon", "newuidmap", "runc", "slirp4netns"],
         }
     }
 
-    pub(super) fn socket(self) -> String {
-        format!("{}.sock", self.plugin())
+    /// Where the test finds its socket. A user cannot come to the world's directory.
+    pub(super) fn socket(self, world: &World) -> PathBuf {
+        match self {
+            Self::Docker => world.path("docker.sock"),
+            Self::Podman => world.path("podman.sock"),
+            Self::RootlessPodman => world.seen_outside(Path::new(&format!("/run/user/{USER}/podman.sock"))),
+        }
     }
 
     /// Its own processes.
     pub(super) fn processes(self) -> &'static [&'static str] {
         match self {
             Self::Docker => &["bash", "dockerd", "containerd"],
-            // One is forked off to hold the user namespace where there is one.
-            Self::Podman => &["bash", "podman", "podman pause", "catatonit"],
+            // Others hold the user's namespaces.
+            Self::Podman | Self::RootlessPodman => &["bash", "podman", "podman pause", "catatonit"],
         }
     }
 
@@ -51,7 +65,7 @@ impl Make {
         match self {
             Self::Docker => &["bridge", "host", "none"],
             // Docker's name for the same.
-            Self::Podman => &["podman", "bridge"],
+            Self::Podman | Self::RootlessPodman => &["podman", "bridge"],
         }
     }
 
@@ -60,7 +74,7 @@ impl Make {
     pub(super) fn is_left(self, point: &str) -> bool {
         let parts: &[&str] = match self {
             Self::Docker => &["/overlay2/", "/containers/", "/netns/"],
-            Self::Podman => &["/overlay/", "/overlay-containers/", "/netns/"],
+            Self::Podman | Self::RootlessPodman => &["/overlay/", "/overlay-containers/", "/netns/"],
         };
         parts.iter().any(|part| point.contains(part)) && !point.ends_with("/netns/default")
     }
@@ -69,7 +83,7 @@ impl Make {
     pub(super) fn group(self, world: &str) -> String {
         match self {
             Self::Docker => world.to_owned(),
-            Self::Podman => format!("{world}/libpod_parent"),
+            Self::Podman | Self::RootlessPodman => format!("{world}/libpod_parent"),
         }
     }
 
@@ -84,6 +98,11 @@ impl Make {
         let own = match self {
             Self::Docker => dockerd(place, &group)?,
             Self::Podman => podman(place, &group)?,
+            Self::RootlessPodman => {
+                let mut command = podman(place, &group)?;
+                command.extend(["rootless".to_owned(), USER.to_string()]);
+                command
+            }
         };
         Ok(own.into_iter().chain(arguments.iter().map(|argument| (*argument).to_owned())).collect())
     }
@@ -107,7 +126,10 @@ fn dockerd(place: &Place, group: &str) -> Result<Vec<String>> {
 /// What these machines need: without `CAP_SYS_RESOURCE` the usual limits of processes cannot be set.
 const CONTAINERS: &str = r#"
 [containers]
-default_ulimits = ["nofile=4096:4096", "nproc=8192:8192"]
+default_ulimits = [
+    "nofile=4096:4096",
+    "nproc=8192:8192",
+]
 [engine]
 runtime = "runc"
 cgroup_manager = "cgroupfs"

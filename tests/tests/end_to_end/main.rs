@@ -1,7 +1,7 @@
 //! The main job, done for real: the real binary, a real runtime, a real application inside; over every runtime.
 //!
 //! The functions in `requests` and `life` are the suite, and the ground that a service runs on is their parameter. The
-//! modules `docker` and `oci` are made of it; `docker_only` and `oci_only` have what can happen only there. The tests of
+//! modules `docker`, `podman` and `oci` are made of it; `docker_only` and its like have what can happen only there. The tests of
 //! oci need no engine: `cargo nextest run -p host-tests -E 'test(/^oci/)'`. `database` needs PostgreSQL besides, and
 //! `walk_through` is what the README has a newcomer do with one.
 
@@ -9,6 +9,7 @@ mod database;
 mod docker_only;
 mod life;
 mod oci_only;
+mod podman_only;
 mod requests;
 mod walk_through;
 
@@ -22,6 +23,12 @@ const SOON: Duration = Duration::from_secs(30);
 /// On the engine that all tests share.
 async fn on_docker(test: impl AsyncFnOnce(&dyn Ground) -> Result<()>) -> Result<()> {
     let engine = Engine::shared().await?;
+    test(&engine).await
+}
+
+/// On the Podman that all tests share.
+async fn on_podman(test: impl AsyncFnOnce(&dyn Ground) -> Result<()>) -> Result<()> {
+    let engine = Engine::shared_podman().await?;
     test(&engine).await
 }
 
@@ -39,6 +46,13 @@ macro_rules! over_every_runtime {
             $($(#[tokio::test]
             async fn $test() -> anyhow::Result<()> {
                 super::on_docker(super::$part::$test).await
+            })*)*
+        }
+
+        mod podman {
+            $($(#[tokio::test]
+            async fn $test() -> anyhow::Result<()> {
+                super::on_podman(super::$part::$test).await
             })*)*
         }
 

@@ -14,11 +14,11 @@ use crate::{
     report::{Unmet, Verdict},
 };
 
-const CROWD: usize = 20;
+const CROWD: usize = 50;
 /// When to give up, in milliseconds; from before the first request to after the last answer of a slow engine.
 const GIVE_UP_AFTER_MS: [u64; 12] = [0, 1, 2, 4, 8, 16, 32, 64, 100, 150, 250, 500];
 
-pub(super) async fn twenty_at_once_do_not_disturb_each_other(fixture: &dyn Fixture) -> Verdict {
+pub(super) async fn fifty_at_once_do_not_disturb_each_other(fixture: &dyn Fixture) -> Verdict {
     let trials: Result<Vec<_>, _> = (0..CROWD).map(|_| Trial::of(fixture)?.serving()).collect();
     let trials = trials?;
     let ids = try_join_all(trials.iter().map(Trial::run)).await?;

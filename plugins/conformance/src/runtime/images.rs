@@ -8,7 +8,7 @@ use host_core::{
 };
 
 use super::{
-    Fixture,
+    Fixture, archive,
     lifecycle::ensure_fails,
     needs,
     trial::{LABEL, Trial, lacking},
@@ -17,6 +17,8 @@ use crate::{
     ensure,
     report::{Unmet, Verdict},
 };
+
+const FOREIGN: &str = "conformance/foreign:built-elsewhere";
 
 fn reference(text: &str) -> Result<ImageRef, Unmet> {
     text.parse().map_err(|error| Unmet::Broken(format!("{error}")))
@@ -85,6 +87,27 @@ pub(super) async fn an_archive_is_loaded(fixture: &dyn Fixture) -> Verdict {
         let image = runtime.image(&name).await?;
         ensure!(image.is_some(), "{name} was loaded and is not there");
     }
+    Ok(())
+}
+
+/// At the latest when it is started, because only then some engines look.
+pub(super) async fn an_image_for_another_processor_is_refused(fixture: &dyn Fixture) -> Verdict {
+    needs(fixture, &[Feature::Isolation, Feature::LoadImage])?;
+    let directory = tempfile::tempdir().map_err(lacking)?;
+    let path = directory.path().join("foreign.tar");
+    fs::write(&path, archive::foreign(FOREIGN).map_err(lacking)?).map_err(lacking)?;
+    let loaded = fixture.runtime().load_image(&path).await;
+    if loaded.is_err() {
+        ensure_fails!(loaded, ErrorKind::Invalid, "loading an image for another processor");
+        return Ok(());
+    }
+    let image = reference(FOREIGN)?;
+    let trial = Trial::of(fixture)?.with(|spec| spec.image = image);
+    let started = match trial.runtime.create(&trial.spec).await {
+        Ok(_) => trial.runtime.start(&trial.name()).await,
+        Err(error) => Err(error),
+    };
+    ensure_fails!(started, ErrorKind::Invalid, "starting a program for another processor");
     Ok(())
 }
 
