@@ -11,7 +11,7 @@ use futures::{FutureExt, future::BoxFuture};
 use host_core::{PluginError, chain};
 
 /// How many times its deadline a behaviour may take: `CONFORMANCE_PATIENCE`, for emulated processors; 1 without it.
-static PATIENCE: LazyLock<u32> =
+pub(crate) static PATIENCE: LazyLock<u32> =
     LazyLock::new(|| env::var("CONFORMANCE_PATIENCE").ok().and_then(|times| times.parse().ok()).unwrap_or(1));
 
 /// Why a behaviour was not shown.

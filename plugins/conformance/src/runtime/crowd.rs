@@ -11,19 +11,22 @@ use super::{
 };
 use crate::{
     ensure,
-    report::{Unmet, Verdict},
+    report::{PATIENCE, Unmet, Verdict},
 };
 
 const CROWD: usize = 50;
+const EMULATED_CROWD: usize = 8;
 /// When to give up, in milliseconds; from before the first request to after the last answer of a slow engine.
 const GIVE_UP_AFTER_MS: [u64; 12] = [0, 1, 2, 4, 8, 16, 32, 64, 100, 150, 250, 500];
 
 pub(super) async fn fifty_at_once_do_not_disturb_each_other(fixture: &dyn Fixture) -> Verdict {
-    let trials: Result<Vec<_>, _> = (0..CROWD).map(|_| Trial::of(fixture)?.serving()).collect();
+    // An emulated processor would not be done within the component's own deadlines.
+    let crowd = if *PATIENCE > 1 { EMULATED_CROWD } else { CROWD };
+    let trials: Result<Vec<_>, _> = (0..crowd).map(|_| Trial::of(fixture)?.serving()).collect();
     let trials = trials?;
     let ids = try_join_all(trials.iter().map(Trial::run)).await?;
     let ids: BTreeSet<_> = ids.into_iter().collect();
-    ensure!(ids.len() == CROWD, "{CROWD} containers have {} ids", ids.len());
+    ensure!(ids.len() == crowd, "{crowd} containers have {} ids", ids.len());
     for trial in &trials {
         let state = trial.seen().await?.state;
         ensure!(state == ContainerState::Running, "among many, it is {state:?}");
