@@ -7,7 +7,8 @@ use crate::{key::Key, tree};
 /// Shown instead of a secret.
 pub(crate) const MASK: &str = "********";
 
-const SECRETIVE: &[&str] = &["password", "passwd", "secret", "token", "key", "dsn", "credential"];
+const SECRETIVE: &[&str] =
+    &["password", "passwd", "secret", "token", "key", "dsn", "credential", "authorization", "cookie"];
 
 /// A name with one of these endings says where a secret lies, not the secret.
 const HARMLESS: &[&str] = &["_file", "_path", "_dir", "_name"];
@@ -113,6 +114,7 @@ mod tests {
             "telemetry.logzio.token",
             "telemetry.sentry.dsn",
             "pubsub.postgres.PASSWORD",
+            "pubsub.hasura.headers.authorization",
             "pubsub.x.secrets.first",
             "mandelbox.environment.API_KEY",
             "pubsub.password",
