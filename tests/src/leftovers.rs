@@ -60,7 +60,7 @@ pub(crate) fn control_groups(group: &str) -> Vec<String> {
 /// It belongs to a service that runs.
 fn has_supervisors(group: &Path) -> bool {
     let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
-    group.ends_with("supervisors") && !processes.is_empty()
+    group.to_string_lossy().contains("/supervisors-") && !processes.is_empty()
 }
 
 /// Where a control group is, in every hierarchy.

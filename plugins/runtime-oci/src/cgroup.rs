@@ -30,6 +30,8 @@ pub(crate) enum Layout {
 const PAUSE: Duration = Duration::from_millis(1);
 /// Killed processes that have not gone by then are stuck in the kernel.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often a group may be removed by others before a process is in it.
+const TRIES: usize = 4;
 
 impl Layout {
     /// Looks at this process's mounts.
@@ -189,11 +191,17 @@ impl Display for Layout {
     }
 }
 
-/// Only groups below the root have the files, where memory is limited at all; none of those tells nothing.
+/// Only groups below the root have the files, where memory is limited at all. Where none is yet, the kernel counts swap if
+/// it has any and was not told otherwise.
 fn has_swap_limits(root: &Path) -> bool {
     let groups = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
     let limited = groups.into_iter().find(|group| group.join("memory.max").exists());
-    limited.is_none_or(|group| group.join("memory.swap.max").exists())
+    limited.map_or_else(may_have_swap, |group| group.join("memory.swap.max").exists())
+}
+
+fn may_have_swap() -> bool {
+    let told = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    Path::new("/proc/swaps").exists() && !told.split_whitespace().any(|word| word == "swapaccount=0")
 }
 
 /// Those of version 1.
@@ -243,10 +251,22 @@ impl Group {
 
     /// Makes it and takes a process in. Blocks, see [`Layout::hasten_moves`].
     pub(crate) fn take_in(&self, process: u32) -> io::Result<()> {
-        self.directories.iter().try_for_each(|directory| {
+        let process = process.to_string();
+        let taken = self.directories.iter().map(|directory| {
+            // Another service, whose parent is the same, may remove that as empty just now.
+            for _ in 1..TRIES {
+                if fs::create_dir_all(directory)
+                    .and_then(|()| fs::write(directory.join("cgroup.procs"), &process))
+                    .is_ok()
+                {
+                    return Ok(());
+                }
+            }
             fs::create_dir_all(directory)?;
-            fs::write(directory.join("cgroup.procs"), process.to_string())
-        })
+            fs::write(directory.join("cgroup.procs"), &process)
+        });
+        // All of them, whatever becomes of one.
+        taken.fold(Ok(()), io::Result::and)
     }
 
     fn processes(&self) -> Vec<Pid> {
@@ -366,7 +386,7 @@ mod tests {
     fn swap_counts_where_groups_have_a_limit_for_it() {
         let root = tempfile::tempdir().unwrap();
         let layout = Layout::V2(root.path().to_owned());
-        assert!(layout.counts_swap());
+        assert_eq!(layout.counts_swap(), may_have_swap());
         let group = root.path().join("a.slice");
         fs::create_dir_all(&group).unwrap();
         fs::create_dir_all(root.path().join("unlimited")).unwrap();

@@ -37,8 +37,12 @@ fn judge(layout: &Layout) -> Check {
     let lacking = layout.lacking();
     if !lacking.is_empty() {
         let found = format!("{layout}, without {}: their limits cannot be set", lacking.join(", "));
-        let remedy =
-            format!("cgroup_enable={} on the kernel's command line, or mount them", lacking.join(","));
+        let remedy = match layout {
+            Layout::V1 { .. } => "mount them, or boot without cgroup_disable= on the kernel's command line",
+            Layout::V2(_) => {
+                "boot without cgroup_disable= and cgroup_no_v1= on the kernel's command line, or with a kernel that has them"
+            }
+        };
         return Check::fail(CONTROL_GROUPS, found, remedy);
     }
     if !layout.counts_swap() {

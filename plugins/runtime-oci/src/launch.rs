@@ -88,10 +88,13 @@ impl Containers {
         let log = place::create(&held.directory.join(name::OWN_LOG))?;
         let listener = listen(&held.directory)?;
         let assign = |spare: Spare| spare.assign(&held.directory, &listener, &log, network.as_ref());
-        // One that was ready may have been killed meanwhile.
-        let child = match self.spares.take().await.and_then(assign) {
-            Ok(child) => child,
-            Err(_) => self.spares.make().await.and_then(assign)?,
+        let mut tries = self.spares.tries();
+        let child = loop {
+            tries -= 1;
+            match self.spares.take().await.and_then(assign) {
+                Err(_) if tries > 0 => {}
+                child => break child?,
+            }
         };
         connect(held, Some(child)).await
     }

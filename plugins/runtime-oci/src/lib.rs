@@ -31,7 +31,13 @@ mod runtime;
 mod seccomp;
 mod supervisor;
 
-use std::{collections::BTreeSet, fs::File, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -116,7 +122,7 @@ impl OciRuntime {
         let (key, adopted) = (key(root.path()), recovery::adopted(&found));
         let networks = Networks::open(self.config.network.clone(), &key, &root.network(), adopted).await?;
         let trash = root.trash();
-        let supervisors = layout.tracked(&self.config.cgroup_parent.join(SUPERVISORS));
+        let supervisors = layout.tracked(&self.config.cgroup_parent.join(format!("{SUPERVISORS}-{key}")));
         let containers = Arc::new(Containers {
             config: self.config.clone(),
             root,
@@ -124,6 +130,7 @@ impl OciRuntime {
             layout,
             store: self.store().await?.clone(),
             networks,
+            hastening: Mutex::default(),
             spares: Spares::new(program, supervisors, self.config.ready),
             table: Table::default(),
             hub: Arc::default(),
@@ -192,7 +199,7 @@ impl Drop for OciRuntime {
     }
 }
 
-/// The supervisors' control group, beside the containers' own.
+/// Begins the name of the supervisors' control group, beside the containers' own.
 const SUPERVISORS: &str = "supervisors";
 /// The release that `Cargo.toml` asks for.
 const LIBCONTAINER: &str = "0.7";

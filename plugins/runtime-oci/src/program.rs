@@ -30,6 +30,7 @@ use tokio::{
     process::{Child, Command},
     sync::Notify,
 };
+use tokio_util::task::TaskTracker;
 
 use crate::{cgroup::Group, protocol::ARGUMENT};
 
@@ -145,53 +146,58 @@ pub(crate) fn assigned(orders: BorrowedFd<'_>) -> io::Result<Option<(PathBuf, Ve
 /// Supervisors made ahead, because executing one takes as long as many a step of a container's start.
 #[derive(Debug)]
 pub(crate) struct Spares {
-    program: Arc<Program>,
+    wanted: usize,
+    maker: Arc<Maker>,
+    /// Those that are being made.
+    making: TaskTracker,
+    taken: Notify,
+}
+
+#[derive(Debug)]
+struct Maker {
+    program: Program,
     /// Not the service's, with which a service manager would end them.
     group: Group,
-    wanted: usize,
     ready: Mutex<Vec<Spare>>,
-    taken: Notify,
 }
 
 impl Spares {
     pub(crate) fn new(program: Program, group: Group, wanted: usize) -> Self {
-        Self { program: Arc::new(program), group, wanted, ready: Mutex::default(), taken: Notify::new() }
+        let maker = Arc::new(Maker { program, group, ready: Mutex::default() });
+        Self { wanted, maker, making: TaskTracker::new(), taken: Notify::new() }
+    }
+
+    /// How many to try, of which each may have been killed meanwhile but the last.
+    pub(crate) fn tries(&self) -> usize {
+        self.wanted + 1
     }
 
     /// One that is ready, or one made now.
     pub(crate) async fn take(&self) -> io::Result<Spare> {
-        let spare = self.ready().pop();
         self.taken.notify_one();
-        match spare {
-            Some(spare) => Ok(spare),
-            None => self.make().await,
+        loop {
+            let ready = self.maker.ready().pop();
+            match ready {
+                Some(spare) => return Ok(spare),
+                // Somebody else may be faster to take it, who then makes none.
+                None => self.make().await?,
+            }
         }
     }
 
-    /// One made now.
-    pub(crate) async fn make(&self) -> io::Result<Spare> {
-        let (program, group) = (self.program.clone(), self.group.clone());
-        let made = tokio::task::spawn_blocking(move || {
-            let spare = program.supervisor()?;
-            let process = spare.child.id().ok_or(io::ErrorKind::NotFound)?;
-            if let Err(error) = group.take_in(process) {
-                tracing::warn!(%error, "a supervisor stays in the service's control group, and may be ended with it");
-            }
-            Ok(spare)
-        });
-        made.await?
+    /// Makes one ready, whatever becomes of who asks.
+    async fn make(&self) -> io::Result<()> {
+        let maker = self.maker.clone();
+        self.making.spawn_blocking(move || maker.make()).await?
     }
 
     /// Keeps as many ready as are wanted. Runs until it is dropped.
     pub(crate) async fn fill(&self) {
         loop {
-            while self.ready().len() < self.wanted {
-                match self.make().await {
-                    Ok(spare) => self.ready().push(spare),
-                    Err(error) => {
-                        tracing::warn!(%error, "no supervisor can be made ahead");
-                        break;
-                    }
+            while self.maker.ready().len() < self.wanted {
+                if let Err(error) = self.make().await {
+                    tracing::warn!(%error, "no supervisor can be made ahead");
+                    break;
                 }
             }
             self.taken.notified().await;
@@ -200,14 +206,28 @@ impl Spares {
         }
     }
 
-    /// Ends those that are not needed.
+    /// Ends those that are not needed, once nobody asks for any more.
     pub(crate) async fn dismiss(&self) {
-        let spares: Vec<Spare> = self.ready().drain(..).collect();
+        self.making.close();
+        self.making.wait().await;
+        let spares: Vec<Spare> = self.maker.ready().drain(..).collect();
         for Spare { mut child, orders } in spares {
             drop(orders);
             let _ = child.wait().await;
         }
-        self.group.remove_if_empty();
+        self.maker.group.remove_if_empty();
+    }
+}
+
+impl Maker {
+    fn make(&self) -> io::Result<()> {
+        let spare = self.program.supervisor()?;
+        let process = spare.child.id().ok_or(io::ErrorKind::NotFound)?;
+        if let Err(error) = self.group.take_in(process) {
+            tracing::warn!(%error, "a supervisor stays in the service's control group, and may be ended with it");
+        }
+        self.ready().push(spare);
+        Ok(())
     }
 
     fn ready(&self) -> MutexGuard<'_, Vec<Spare>> {

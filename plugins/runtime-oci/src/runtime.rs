@@ -50,6 +50,8 @@ pub(crate) struct Containers {
     pub(crate) layout: Layout,
     pub(crate) store: Store,
     pub(crate) networks: Networks,
+    /// Held by who makes the kernel wait ahead of a move: once is enough for all.
+    pub(crate) hastening: Mutex<()>,
     pub(crate) spares: Spares,
     pub(crate) table: Table,
     pub(crate) hub: Arc<Hub>,
@@ -112,9 +114,6 @@ pub(crate) fn failed<E: Into<io::Error>>(doing: impl Into<String>) -> impl FnOnc
 
 impl Containers {
     pub(crate) async fn create(self: &Arc<Self>, spec: &ContainerSpec) -> Result<ContainerId> {
-        // Its process will be moved to its control group some time later.
-        let layout = self.layout.clone();
-        self.tasks.spawn_blocking(move || layout.hasten_moves());
         if spec.network != Network::Bridge && !spec.ports.is_empty() {
             let text = "ports can be published only with a network of the container's own (bridge)";
             return Err(PluginError::new(ErrorKind::Invalid, text));
@@ -145,6 +144,13 @@ impl Containers {
     }
 
     async fn make(self: Arc<Self>, held: Arc<Held>, spec: ContainerSpec) -> Result<ContainerId> {
+        // Its process will be moved to its control group some time later.
+        let containers = self.clone();
+        self.tasks.spawn_blocking(move || {
+            if let Ok(_alone) = containers.hastening.try_lock() {
+                containers.layout.hasten_moves();
+            }
+        });
         let mut gate = held.gate.lock().await;
         let error = match self.launch(&held, &spec).await {
             Ok(link) => {

@@ -61,11 +61,16 @@ impl OomWatch {
 
     /// Makes it wait for the next change; the count is due.
     pub(super) fn consume(&mut self) {
-        self.due = Some(Instant::now() + COUNTED);
+        let now = Instant::now();
         match &self.source {
-            Source::File { file, .. } => look(file),
+            Source::File { file, .. } => {
+                look(file);
+                // It changes with the count, and also, often, when a group is at its limit.
+                self.due = Some(now);
+            }
             Source::Event(event) => {
                 let _ = event.read();
+                self.due = Some(now + COUNTED);
             }
             Source::None => {}
         }

@@ -30,12 +30,16 @@ async fn memory_is_not_stretched_by_swap() {
         let mut spec = world.shell("bounded", "exec sleep 1000");
         spec.limits = Limits { memory_bytes: Some(BYTES), ..Limits::default() };
         start(&runtime, &spec).await;
-        // Of version 2, without the memory, and of version 1, with it; a kernel that does not count swap has neither.
-        for (name, most) in [("memory.swap.max", 0), ("memory.memsw.limit_in_bytes", BYTES)] {
-            for file in files(&world, name) {
-                let said = fs::read_to_string(&file).unwrap();
-                assert_eq!(said.trim(), most.to_string(), "{binary:?}: {}", file.display());
-            }
+        // Of version 2, without the memory, and of version 1, with it.
+        let swaps = [("memory.swap.max", 0), ("memory.memsw.limit_in_bytes", BYTES)];
+        let of = |(name, most): (&str, u64)| files(&world, name).into_iter().map(move |file| (file, most));
+        let swaps: Vec<_> = swaps.into_iter().flat_map(of).collect();
+        for (file, most) in &swaps {
+            let said = fs::read_to_string(file).unwrap();
+            assert_eq!(said.trim(), most.to_string(), "{binary:?}: {}", file.display());
+        }
+        if swaps.is_empty() {
+            println!("lacking: a kernel that counts swap");
         }
         let limits = files(&world, "memory.max").into_iter().chain(files(&world, "memory.limit_in_bytes"));
         let said: Vec<_> = limits.map(|file| fs::read_to_string(file).unwrap()).collect();

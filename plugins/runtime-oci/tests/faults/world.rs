@@ -154,7 +154,7 @@ impl World {
         // A supervisor without a container is in a group of this world too.
         let grouped = |path: &Path| {
             let groups = text(path, "cgroup");
-            groups.lines().any(|line| line.contains(group) && !line.ends_with("/supervisors"))
+            groups.lines().any(|line| line.contains(group) && !line.contains("/supervisors-"))
         };
         all.filter(|path| grouped(path) || text(path, "cmdline").contains(root) || here(path))
             // What has ended and waits to be reaped is the test's own.
@@ -179,7 +179,8 @@ impl World {
     fn leftovers(&self) -> Vec<String> {
         let mut left = self.processes();
         for group in self.groups() {
-            let of_containers = |path: &PathBuf| path.is_dir() && !path.ends_with("supervisors");
+            let of_containers =
+                |path: &PathBuf| path.is_dir() && !path.to_string_lossy().contains("/supervisors-");
             left.extend(entries(&group).into_iter().filter(of_containers).map(show));
         }
         let root = &self.config.root;
