@@ -4,12 +4,12 @@
 # It listens on 127.0.0.1:5432, for user postgres with password postgrespassword, and says "ready" when it answers. The
 # data is kept in DIRECTORY, build/database by default, which only root and postgres can read. Needs root.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 
-directory=${1:-build/database}
+own=$(realpath "$0")
+directory=$(realpath --canonicalize-missing "${1:-$(dirname "$own")/../build/database}")
 # The server is postgres, to whom the way to DIRECTORY may be closed: it sees it in its home, in a name space of its own.
 home=/var/lib/postgresql
-if [[ ${2:-} != inside ]]; then exec unshare --mount "$0" "$directory" inside; fi
+if [[ ${2:-} != inside ]]; then exec unshare --mount "$own" "$directory" inside; fi
 
 # What counts is the end of the input, which comes however those end for whom this runs.
 trap '' HUP INT TERM
@@ -39,15 +39,16 @@ fi
 # In a session of its own: Ctrl-C is for the service, which needs the database until its end.
 "${as_postgres[@]}" setsid "$programs/postgres" -D "$data" -h 127.0.0.1 -p 5432 -k '' </dev/null >"$home/log" 2>&1 &
 server=$!
+# Connections are cut, nothing is lost.
+trap 'kill -INT "$server" 2>/dev/null; wait "$server"' EXIT
+trap '' PIPE
 until "$programs/pg_isready" --quiet --host=127.0.0.1 --port=5432; do
     if ! kill -0 "$server" 2>/dev/null; then
         cat "$home/log" >&2
         exit 1
     fi
-    sleep 0.1
+    # The pause ends with the input, of which more than 128 says that there is some yet.
+    read -r -t 0.1 || (($? > 128)) || exit 1
 done
 echo ready
 cat >/dev/null
-# Connections are cut, nothing is lost.
-kill -INT "$server"
-wait "$server"

@@ -29,7 +29,7 @@ start_database() {
     scripts/setup.sh database
     echo "run: starting PostgreSQL on 127.0.0.1:5432; its data is in build/database" >&2
     # Its input is closed when this script ends, however it does.
-    coproc database { as_root scripts/database.sh; }
+    coproc database { trap '' INT TERM && as_root scripts/database.sh; }
     # shellcheck disable=SC2154 # coproc sets it
     database_process=$database_PID database_input=${database[1]}
     trap stop_database EXIT
@@ -77,8 +77,10 @@ case $profile in
     database)
         prepare_database
         echo "run: psql postgres://postgres:postgrespassword@127.0.0.1:5432/postgres" >&2
-        trap : INT TERM
-        wait "${database_process:-}" || true
+        if [[ -n ${database_process:-} ]]; then
+            trap : INT TERM
+            wait "$database_process" || true
+        fi
         exit
         ;;
 esac

@@ -17,6 +17,7 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:${CARGO_HOME:-$HOME/.cargo}/bin
 log=$(mktemp)
 # As /etc/postgresql-common/createcluster.conf includes it.
 no_cluster=/etc/postgresql-common/createcluster.d/host-service.conf
+prevented=
 trap 'rm -f "$log"; allow_cluster' EXIT
 
 lacks() {
@@ -41,13 +42,14 @@ quietly() {
 
 # PostgreSQL's package would start a server at once, on the port of `make runlocaldevwithdb` and without its password.
 prevent_cluster() {
+    prevented=yes
     as_root mkdir --parents "${no_cluster%/*}"
     echo 'create_main_cluster = false' | as_root tee "$no_cluster" >/dev/null
 }
 
 allow_cluster() {
-    if [[ -e $no_cluster ]]; then
-        as_root rm "$no_cluster"
+    if [[ -n $prevented ]]; then
+        as_root rm --force "$no_cluster"
         as_root rmdir --ignore-fail-on-non-empty "${no_cluster%/*}"
     fi
 }

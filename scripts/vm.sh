@@ -21,7 +21,8 @@ fi
 own=$(cd "$(dirname "$0")" && pwd)/vm
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/host-service/kernels
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+new=
+trap 'rm -rf "$work" "$new"' EXIT
 
 # What of the kernel's package is of use without hardware.
 parts=(./boot/vmlinuz-\* ./lib/modules/\*/modules.\*)
@@ -31,15 +32,16 @@ done
 
 # Unpacks the package $1 at $2, whole or not at all.
 fetch() {
-    local new=$work/kernel
     echo "vm: fetching $1" >&2
-    mkdir -p "$new" "$cache"
+    mkdir -p "$cache"
+    # Renamed at the end, for which it has to be on the same file system.
+    new=$(mktemp -d "$cache/.new.XXXXXX")
     (cd "$new" && apt-get download --quiet=2 -o APT::Sandbox::User=root "$1")
     dpkg-deb --fsys-tarfile "$new"/*.deb | tar --extract --directory "$new" --wildcards "${parts[@]}"
     rm "$new"/*.deb
     busybox depmod -b "$new" "${1#linux-image-}"
     # Another run may have been faster, and others' kernels are not for this one to remove.
-    mv --no-target-directory "$new" "$2" 2>/dev/null || [[ -d $2 ]]
+    mv --no-target-directory "$new" "$2" || [[ -d $2 ]]
 }
 
 package=$(apt-cache depends --important linux-image-amd64 | sed -n 's/^ *Depends: \(linux-image-.*\)/\1/p' | head -n 1) || true

@@ -41,7 +41,7 @@ control_groups_v1() {
 mounted proc /proc
 mounted sysfs /sys
 mounted devtmpfs /dev
-trap 'end 2' EXIT
+trap 'sleep 1; end 2' EXIT
 exec </dev/null
 mounted devpts /dev/pts gid=5,mode=620,ptmxmode=666
 mounted tmpfs /dev/shm mode=1777
@@ -74,4 +74,6 @@ esac
 cd "$directory"
 # The console is no terminal that anybody looks at.
 "$@" 2>&1 | cat
+# The machine stops at once, and what the console has yet to send with it.
+sleep 1
 end 1
