@@ -57,9 +57,11 @@ pub(crate) async fn watch_pubsub(
             Err(error) => chain(&error),
         };
         // What goes on, a wrong secret for example, is told once.
-        match condition.borrow().pubsub_error.as_ref() == Some(&error) {
-            false => tracing::warn!(error, "the control plane is not heard; watching again"),
-            true => tracing::debug!(error, "the control plane is still not heard"),
+        let is_known = condition.borrow().pubsub_error.as_ref() == Some(&error);
+        if is_known {
+            tracing::debug!(error, "the control plane is still not heard");
+        } else {
+            tracing::warn!(error, "the control plane is not heard; watching again");
         }
         shared.metrics.pubsub_up(false);
         set_error(&condition, |c| &mut c.pubsub_error, Some(error));

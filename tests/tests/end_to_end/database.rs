@@ -81,9 +81,12 @@ pub(crate) async fn sessions_outlive_their_database_and_it_is_told_everything(
     cluster.kill().await?;
     // The connection may break before the answer: the server dies of this request.
     let _ = service.post(&leaving, "/exit?code=0").await;
-    let queued = async || service.status().ok().filter(|status| status["condition"]["undelivered"] != 0);
-    let status = until("undelivered status", SOON, queued).await?;
-    ensure!(status["condition"]["pubsub_error"].is_string(), "{status}");
+    // The one is told by who writes, the other by who watches.
+    let is_told = |status: &Value| {
+        status["condition"]["undelivered"] != 0 && status["condition"]["pubsub_error"].is_string()
+    };
+    let queued = async || service.status().ok().filter(is_told);
+    until("undelivered status and lost connection", SOON, queued).await?;
     let told = String::from_utf8(service.cli(&["status"])?.stdout)?;
     ensure!(told.contains("control plane down") && told.contains("undelivered statuses: "), "{told}");
     let (ready, reasons) = service.probe("/readyz").await?;
