@@ -83,6 +83,8 @@ const TEXTS: &[(&str, ErrorKind)] = &[
     ("address already in use", ErrorKind::AddressInUse),
     ("ports are not available", ErrorKind::AddressInUse),
     // Podman's, under 500.
+    ("/cgroup: no such process", ErrorKind::Conflict),
+    ("/cgroup: no such file or directory", ErrorKind::Conflict),
     ("that name is already in use", ErrorKind::Conflict),
     ("no such container", ErrorKind::NotFound),
     ("repository name must be", ErrorKind::Invalid),

@@ -2,7 +2,7 @@
 //!
 //! Read past bollard, whose models refuse an answer for a single word that they do not know, such as Podman's states.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use engine_http::Doing;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -16,6 +16,8 @@ use crate::engine::Engine;
 
 /// Look-ups in flight at once.
 const WIDTH: usize = 8;
+/// Before another look.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// As much as is read of the engine's answer.
 #[derive(Debug, Deserialize)]
@@ -57,11 +59,14 @@ pub(crate) async fn inspect(engine: &Engine, container: &ContainerRef) -> Result
     Ok(inspected(engine, container.as_str()).await?.map(Container::from))
 }
 
-/// The engine's own answer; `None` where there is no such container.
+/// The engine's own answer; `None` where there is no such container. Podman fails for one that ends while it looks.
 pub(crate) async fn inspected(engine: &Engine, name: &str) -> Result<Option<Inspected>> {
-    match engine.get_json(Doing("inspect container", name), &format!("/containers/{name}/json")).await {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        found => found.map(Some),
+    loop {
+        match engine.get_json(Doing("inspect container", name), &format!("/containers/{name}/json")).await {
+            Err(error) if error.kind() == ErrorKind::Conflict => tokio::time::sleep(PAUSE).await,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            found => return found.map(Some),
+        }
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{
 
 /// Look-ups in flight at once.
 const WIDTH: usize = 8;
-/// Between tries to remove what is just changing by itself.
+/// Between tries at what is just changing by itself.
 const PAUSE: Duration = Duration::from_millis(50);
 
 const NOT_MODIFIED: u16 = 304;
@@ -162,11 +162,14 @@ struct Config {
     labels: Option<BTreeMap<String, String>>,
 }
 
-/// `None` where there is no such container.
+/// `None` where there is no such container. One that ends while the engine looks is looked at again.
 pub(crate) async fn inspected(engine: &Engine, name: &str) -> Result<Option<Inspected>> {
-    match engine.get(Doing("inspect container", name), &format!("/containers/{name}/json")).await {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        found => found.map(Some),
+    loop {
+        match engine.get(Doing("inspect container", name), &format!("/containers/{name}/json")).await {
+            Err(error) if error.kind() == ErrorKind::Conflict => tokio::time::sleep(PAUSE).await,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            found => return found.map(Some),
+        }
     }
 }
 

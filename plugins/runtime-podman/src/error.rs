@@ -88,6 +88,9 @@ pub(crate) fn unsupported(why: &str, what: &str) -> PluginError {
 
 /// Podman answers 500 to most things, whatever they are; lower case, most telling first.
 const TEXTS: &[(&str, ErrorKind)] = &[
+    // It ended while the engine looked.
+    ("/cgroup: no such process", ErrorKind::Conflict),
+    ("/cgroup: no such file or directory", ErrorKind::Conflict),
     ("address already in use", ErrorKind::AddressInUse),
     ("no space left on device", ErrorKind::Exhausted),
     ("cannot allocate memory", ErrorKind::Exhausted),
@@ -175,6 +178,7 @@ mod tests {
                 "cannot listen on the TCP port: listen tcp4 :1: bind: address already in use",
                 AddressInUse,
             ),
+            (500, "read /proc/899/cgroup: no such process", Conflict),
             (500, "statfs /nope: no such file or directory", Invalid),
             (
                 500,
