@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use host_core::InstanceName;
+use host_core::{InstanceName, lease::Placement};
 use serde::Deserialize;
 
 pub(crate) mod de;
@@ -66,6 +66,10 @@ pub struct GpuSettings {
     pub plugin: String,
     /// Mandelboxes that may share one GPU, 1 to 64.
     pub slots_per_gpu: u32,
+    /// Which of several GPUs with room takes the next mandelbox.
+    pub placement: Placement,
+    /// Free GPU memory that each mandelbox is to find; 0 for any.
+    pub memory_floor_bytes: u64,
     /// How often statistics and health are asked for.
     #[serde(deserialize_with = "de::duration")]
     pub poll: Duration,

@@ -14,7 +14,7 @@ use crate::{
 mod gpu;
 mod pool;
 
-pub use gpu::{GpuLease, GpuPool, GpuSlots};
+pub use gpu::{GpuLease, GpuPool, GpuSlots, Placement};
 pub use pool::{Lease, Pool};
 
 /// How the pools read time; a parameter so that simulations can hold it.
@@ -29,7 +29,7 @@ pub struct Exhausted {
     pub holders: Vec<(String, MandelboxId)>,
     /// How many are free but rest until nothing late can reach them.
     pub resting: usize,
-    /// How many are free but in use by others on this host, or unhealthy.
+    /// How many are free but in use by others on this host, unhealthy, or short of memory.
     pub unusable: usize,
 }
 
@@ -95,6 +95,13 @@ impl Pools {
             gpus: GpuPool::new(slots_per_gpu),
             places: None,
         }
+    }
+
+    /// Chooses GPUs so; see [`GpuPool::placed`].
+    #[must_use]
+    pub fn placed(mut self, placement: Placement, memory_floor_bytes: u64) -> Self {
+        self.gpus = self.gpus.placed(placement, memory_floor_bytes);
+        self
     }
 
     /// Allows so many mandelboxes at once.

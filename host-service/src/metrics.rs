@@ -5,6 +5,7 @@ use std::{sync::atomic::AtomicU64, time::Duration};
 
 use host_core::{
     gpu::{GpuHealth, GpuStats},
+    lease::GpuSlots,
     lifecycle::{EndReason, Phase, Stage},
 };
 use prometheus_client::{
@@ -219,13 +220,19 @@ fn leases(host: &Host, gauges: &mut Gauges) {
     );
 }
 
+#[allow(clippy::cast_precision_loss, reason = "bytes of GPU memory are below 2^52")]
 fn gpus(host: &Host, stats: &[GpuStats], gauges: &mut Gauges) {
-    let healthy = host.pools().gpus.slots().into_iter().map(|slot| {
-        let labels = vec![("uuid", slot.device.uuid), ("index", slot.device.index.to_string())];
+    let slots = host.pools().gpus.slots();
+    let healthy = slots.iter().map(|slot| {
+        let labels = vec![("uuid", slot.device.uuid.clone()), ("index", slot.device.index.to_string())];
         (labels, f64::from(u8::from(slot.health == GpuHealth::Healthy)))
     });
     gauges.add("gpu_healthy", "1 while the GPU may get new mandelboxes", healthy);
-    #[allow(clippy::cast_precision_loss, reason = "bytes of GPU memory are below 2^52")]
+    let uuid = |slot: &GpuSlots| vec![("uuid", slot.device.uuid.clone())];
+    let memory = slots.iter().map(|slot| (uuid(slot), slot.device.memory_bytes as f64));
+    gauges.add("gpu_memory_bytes", "All memory of the GPU", memory);
+    let mandelboxes = slots.iter().map(|slot| (uuid(slot), count(slot.holders.len())));
+    gauges.add("gpu_mandelboxes", "Mandelboxes on the GPU", mandelboxes);
     let free = |gpu: &GpuStats| (by_uuid(gpu), gpu.memory_free_bytes as f64);
     gauges.add("gpu_memory_free_bytes", "GPU memory not in use", stats.iter().map(free));
     type Figure = fn(&GpuStats) -> Option<u32>;

@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 
 use host_core::{
     PluginError, chain,
-    gpu::{Gpu, GpuStats},
-    lease::Pools,
+    gpu::{Gpu, GpuHealth, GpuStats},
+    lease::{GpuSlots, Pools},
     pubsub::{Heartbeat, StaleAfter},
 };
 use tokio::{
@@ -21,12 +21,16 @@ use crate::{
     resources::{Collector, Resources},
 };
 
+/// So many times in a row the GPUs may not be seen before none of them gets a new mandelbox.
+const BLIND: u32 = 2;
+
 /// Collects until it is dropped.
 pub(crate) async fn collect(shared: Arc<Shared>, gpu: Arc<dyn Gpu>, condition: watch::Sender<Condition>) {
     let mut collector = Collector::new(&shared.settings.paths.root);
     let mut every = interval(shared.settings.gpu.poll);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut failing = false;
+    let limit = shared.settings.gpu.timeout;
+    let (mut blind, mut failing) = (0, false);
     loop {
         every.tick().await;
         let metrics = shared.metrics.clone();
@@ -40,7 +44,15 @@ pub(crate) async fn collect(shared: Arc<Shared>, gpu: Arc<dyn Gpu>, condition: w
             continue;
         };
         collector = back;
-        let gpus = look_at_gpus(&shared.pools, gpu.as_ref(), shared.settings.gpu.timeout).await;
+        let seen = look_at_gpus(&shared.pools, gpu.as_ref(), limit).await;
+        blind = if seen.is_err() { blind + 1 } else { 0 };
+        if let (Err(error), true) = (&seen, blind == BLIND) {
+            shared.pools.gpus.doubt(&chain(error)).iter().for_each(tell_of_gpu);
+        }
+        let gpus = match seen {
+            Ok(()) => figures_of_gpus(&shared.pools, gpu.as_ref(), limit).await,
+            Err(error) => Err(error),
+        };
         if let Err(error) = &gpus {
             shared.metrics.collector_failed("gpu");
             if !failing {
@@ -57,19 +69,40 @@ pub(crate) async fn collect(shared: Arc<Shared>, gpu: Arc<dyn Gpu>, condition: w
     }
 }
 
-/// Tells the pool which GPUs there are and how they do; their figures.
-pub(crate) async fn look_at_gpus(
+/// Tells the pool which GPUs there are and how they do.
+pub(crate) async fn look_at_gpus(pools: &Pools, gpu: &dyn Gpu, limit: Duration) -> Result<(), PluginError> {
+    let look = async { Ok((gpu.enumerate().await?, gpu.health().await?)) };
+    let (devices, health) = within(limit, "asking for the GPUs", look).await?;
+    pools.gpus.update(devices, &health).iter().for_each(tell_of_gpu);
+    Ok(())
+}
+
+/// The GPUs' figures; tells the pool what memory is left.
+pub(crate) async fn figures_of_gpus(
     pools: &Pools,
     gpu: &dyn Gpu,
     limit: Duration,
 ) -> Result<Vec<GpuStats>, PluginError> {
-    within(limit, "asking the GPUs", async {
-        let devices = gpu.enumerate().await?;
-        let health = gpu.health().await?;
-        pools.gpus.update(devices, &health);
-        gpu.stats().await
-    })
-    .await
+    let stats = within(limit, "asking for the GPUs' figures", gpu.stats()).await?;
+    pools.gpus.observe(&stats);
+    Ok(stats)
+}
+
+/// Those on a GPU that is not well go on: their programs know best what they can do without it.
+fn tell_of_gpu(slots: &GpuSlots) {
+    let GpuSlots { device, health, holders } = slots;
+    match health {
+        GpuHealth::Healthy => tracing::info!(gpu = device.uuid, "a GPU is well again and gets mandelboxes"),
+        GpuHealth::Unhealthy(reason) => {
+            let mandelboxes = holders.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+            tracing::warn!(
+                gpu = device.uuid,
+                reason,
+                mandelboxes,
+                "a GPU is not well and gets no new mandelboxes"
+            );
+        }
+    }
 }
 
 /// Reports until it is dropped.

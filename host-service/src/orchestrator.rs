@@ -49,6 +49,7 @@ use crate::{
 mod container;
 mod estate;
 pub(crate) mod image;
+mod isolation;
 mod owner;
 mod spin_up;
 mod take_down;

@@ -44,7 +44,7 @@ pub fn registry() -> Registry {
             .with(runtime_oci::plugin())
             .with(runtime_podman::plugin())
             .with(runtime_sim::plugin()),
-        gpus: Plugins::default().with(gpu_none::plugin()).with(gpu_sim::plugin()),
+        gpus: Plugins::default().with(gpu_none::plugin()).with(gpu_nvml::plugin()).with(gpu_sim::plugin()),
         pubsubs: Plugins::default()
             .with(pubsub_hasura::plugin())
             .with(pubsub_memory::plugin())

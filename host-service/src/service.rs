@@ -173,8 +173,9 @@ impl Service {
         )?;
         clear_leftovers(runtime.as_ref(), ground, &name, &settings, options).await?;
         let pools = pools(&settings);
-        let gpus =
-            monitor::look_at_gpus(&pools, gpu.as_ref(), settings.gpu.timeout).await.context("the GPUs")?;
+        let limit = settings.gpu.timeout;
+        monitor::look_at_gpus(&pools, gpu.as_ref(), limit).await.context("the GPUs")?;
+        let gpus = monitor::figures_of_gpus(&pools, gpu.as_ref(), limit).await.context("the GPUs")?;
         let facts = Arc::new(identity::facts(&loaded, capacity(&settings, &pools))?);
         telemetry.identify(facts.clone());
         let condition = Condition { gpus, ..Condition::default() };

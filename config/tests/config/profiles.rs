@@ -11,7 +11,6 @@ fn filled_in(profile: Profile) -> Place {
         return place;
     }
     place
-        .set("gpu.plugin=none")
         .set("pubsub.plugin=memory")
         .set("instance.name=host-1")
         .set("auth.issuer=https://issuer.example/")
@@ -26,6 +25,8 @@ fn every_profile_is_consistent_once_filled_in() {
         assert_eq!(loaded.profile, profile);
         let runtime = if profile.is_local() { "oci" } else { "docker" };
         assert_eq!(loaded.settings.runtime.plugin, runtime);
+        let gpu = if profile.is_local() { "sim" } else { "nvml" };
+        assert_eq!(loaded.settings.gpu.plugin, gpu);
         assert_eq!(loaded.settings.telemetry.plugins, ["console"]);
         assert_eq!(loaded.settings.instance.metadata, Metadata::Static);
     }
@@ -73,8 +74,7 @@ fn what_a_profile_leaves_open_is_told_in_one_line_each() {
     assert_eq!(
         Place::new().profile("prod").errors(),
         [
-            "profile prod names no gpu and no pubsub plugin; set gpu.plugin and pubsub.plugin \
-             (for example --set gpu.plugin=none --set pubsub.plugin=memory)",
+            "profile prod names no pubsub plugin; set pubsub.plugin (for example --set pubsub.plugin=memory)",
             "profile prod needs the name that this host has in the database; set instance.name",
             "profile prod checks clients' tokens; set auth.issuer and auth.audience and auth.jwks_file",
         ]

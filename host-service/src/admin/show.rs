@@ -125,6 +125,10 @@ fn gpus(pools: &Pools, stats: &[GpuStats]) -> Vec<GpuView> {
             memory_bytes: slots.device.memory_bytes,
             memory_free_bytes: stats.map(|stats| stats.memory_free_bytes),
             utilization_percent: stats.and_then(|stats| stats.utilization_percent),
+            encoder_percent: stats.and_then(|stats| stats.encoder_percent),
+            encoder_sessions: stats.and_then(|stats| stats.encoder_sessions),
+            temperature_celsius: stats.and_then(|stats| stats.temperature_celsius),
+            power_mw: stats.and_then(|stats| stats.power_mw),
             unhealthy: match slots.health {
                 GpuHealth::Healthy => None,
                 GpuHealth::Unhealthy(reason) => Some(reason),

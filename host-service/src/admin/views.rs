@@ -144,6 +144,14 @@ pub struct GpuView {
     pub memory_free_bytes: Option<u64>,
     /// 0 to 100, where the device tells.
     pub utilization_percent: Option<u32>,
+    /// Of the video encoder, 0 to 100, where the device tells.
+    pub encoder_percent: Option<u32>,
+    /// Video encoder sessions open, where the device tells.
+    pub encoder_sessions: Option<u32>,
+    /// Where the device tells.
+    pub temperature_celsius: Option<u32>,
+    /// Milliwatts, where the device tells.
+    pub power_mw: Option<u32>,
     /// Why it gets no mandelboxes; `null` while it may.
     pub unhealthy: Option<String>,
     /// Who is on it.

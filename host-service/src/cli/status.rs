@@ -21,7 +21,8 @@ pub(crate) async fn status(client: &Client, json: bool, out: &mut Out) -> Result
     out.fields(&fields(&status))?;
     if !status.gpus.is_empty() {
         out.line(format_args!(""))?;
-        let header = ["GPU", "NAME", "MEMORY FREE", "USE", "MANDELBOXES", "HEALTH"];
+        let header =
+            ["GPU", "NAME", "MEMORY FREE", "USE", "ENCODER", "HEAT", "POWER", "MANDELBOXES", "HEALTH"];
         out.table(&header, status.gpus.iter().map(gpu).collect())?;
     }
     Ok(())
@@ -96,9 +97,18 @@ fn gpu(gpu: &GpuView) -> Vec<String> {
         gpu.name.clone(),
         format!("{} of {}", or_dash(free), HumanBytes(gpu.memory_bytes)),
         or_dash(gpu.utilization_percent.map(|percent| format!("{percent} %"))),
+        or_dash(encoder(gpu)),
+        or_dash(gpu.temperature_celsius.map(|celsius| format!("{celsius} °C"))),
+        or_dash(gpu.power_mw.map(|milliwatts| format!("{} W", milliwatts.div_ceil(1000)))),
         gpu.mandelboxes.len().to_string(),
         gpu.unhealthy.clone().unwrap_or_else(|| "healthy".to_owned()),
     ]
+}
+
+/// `20 % (2)`, the number of sessions in brackets.
+fn encoder(gpu: &GpuView) -> Option<String> {
+    let sessions = gpu.encoder_sessions.map(|sessions| format!(" ({sessions})")).unwrap_or_default();
+    Some(format!("{} %{sessions}", gpu.encoder_percent?))
 }
 
 /// `a, b`, or `none`.

@@ -41,7 +41,7 @@ pub(super) async fn checks(
             format!("start it, or set runtime.plugin to another: {}", names(&registry.runtimes)),
         )),
     }
-    checks.push(gpus(loaded, registry).await);
+    checks.extend(gpus(loaded, registry).await);
     if service.is_none() {
         checks.push(leftovers(loaded, machine, runtime.as_deref()).await);
     }
@@ -122,25 +122,28 @@ async fn find(
     Ok(images.into_iter().flat_map(|image| image.names).find(|name| is_image_of(name, app)))
 }
 
-async fn gpus(loaded: &Loaded, registry: &Registry) -> Check {
+async fn gpus(loaded: &Loaded, registry: &Registry) -> Vec<Check> {
     let plugin = &loaded.settings.gpu.plugin;
     let name = format!("gpu {plugin}");
     let found = async {
         let gpu = build(loaded, &registry.gpus, "gpu", plugin).await?;
-        within(LIMIT, "enumerating the devices", gpu.enumerate()).await
+        let devices = within(LIMIT, "enumerating the devices", gpu.enumerate()).await?;
+        Ok::<_, PluginError>((gpu, devices))
     };
-    match found.await {
-        Ok(devices) if devices.is_empty() => Check::ok(name, "no devices: mandelboxes run without"),
-        Ok(devices) => {
-            let models: Vec<_> = devices.iter().map(|device| device.name.as_str()).collect();
-            Check::ok(name, models.join(", "))
+    let (gpu, devices) = match found.await {
+        Ok(found) => found,
+        Err(error) => {
+            let remedy =
+                format!("install its driver, or set gpu.plugin to another: {}", names(&registry.gpus));
+            return vec![Check::fail(name, chain(&error), remedy)];
         }
-        Err(error) => Check::fail(
-            name,
-            chain(&error),
-            format!("install its driver, or set gpu.plugin to another: {}", names(&registry.gpus)),
-        ),
-    }
+    };
+    let models: Vec<_> = devices.iter().map(|device| device.name.as_str()).collect();
+    let found =
+        if models.is_empty() { "no devices: mandelboxes run without".into() } else { models.join(", ") };
+    let mut checks = vec![Check::ok(name, found)];
+    checks.extend(tokio::time::timeout(LIMIT, gpu.examine()).await.unwrap_or_default());
+    checks
 }
 
 /// A new service refuses to start over these.

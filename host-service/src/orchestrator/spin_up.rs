@@ -32,7 +32,7 @@ use super::{
     Shared,
     container::{self, Ingredients},
     estate::{Disk, Estate},
-    image,
+    image, isolation,
     take_down::remove_own,
 };
 use crate::{
@@ -278,7 +278,11 @@ impl SpinUp<'_> {
             self.mandelbox.update(|state| state.container = Some(id.clone()));
             let started = self.stage(Stage::Start, async {
                 self.record(disk, Stage::Start, leases).await?;
-                within(limits.start, "starting the container", runtime.start(&id.into())).await.map_err(noted)
+                let container = id.into();
+                within(limits.start, "starting the container", runtime.start(&container))
+                    .await
+                    .map_err(noted)?;
+                isolation::verify(self.shared, self.mandelbox, &container).await.map_err(StageError::from)
             });
             started.await
         };

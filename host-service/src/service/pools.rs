@@ -20,7 +20,8 @@ pub(super) fn pools(settings: &Settings) -> Pools {
         mandelbox.tty_range.numbers(),
         settings.gpu.slots_per_gpu,
         now,
-    );
+    )
+    .placed(settings.gpu.placement, settings.gpu.memory_floor_bytes);
     match mandelbox.capacity.map(u16::try_from) {
         Some(Ok(capacity)) => pools.limited_to(capacity, now),
         // More than there are ports or none given: no limit of its own.

@@ -52,6 +52,22 @@ async fn heartbeats_go_on_whatever_the_figures_and_the_control_plane_do() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn gpus_that_nobody_sees_get_no_new_mandelboxes() {
+    let world = World::new(&[]).await;
+    let gpus = &world.shared.pools.gpus;
+    assert_eq!(gpus.capacity(), Some(75));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(monitor::collect(
+        world.shared.clone(),
+        Arc::new(Hung),
+        watch::channel(Condition::default()).0,
+    ));
+    world.until("doubt", || gpus.capacity() == Some(0)).await;
+    let error = gpus.lease(&"late".parse().unwrap()).unwrap_err();
+    assert_eq!(error.unusable, 75);
+}
+
+#[tokio::test(start_paused = true)]
 async fn stale_rows_go_after_the_times_that_are_set() {
     let settings = ["pubsub.stale_check=1s", "pubsub.stale_allocated=30s", "pubsub.stale_connecting=2m"];
     let world = World::new(&settings).await;
