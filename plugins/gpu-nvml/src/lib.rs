@@ -3,7 +3,7 @@
 //! One thread asks the driver, and nobody else does (`driver.rs`): a call that hangs in the kernel hangs that thread
 //! alone. Whoever asks waits at most `timeout` for a driver that makes no progress, and is then told what was last
 //! known, with the GPU unhealthy that the driver is silent about; figures are never told twice, so those are an error
-//! then. What a round of questions yields is a [`survey::Survey`]; what outlives one (faults, counters, devices that
+//! then. What a round of questions yields is a `survey::Survey`; what outlives one (faults, counters, devices that
 //! were there) is `health.rs`. Events are queued by the driver and read at every round.
 //!
 //! The thread ends with the plugin. One that hangs ends when its call returns: nothing can end it earlier.
