@@ -153,7 +153,8 @@ async fn an_absent_database_is_an_error_that_keeps_the_password() -> Result<()> 
     let error = stage.connect_as(&url, json!({})).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     let shown = format!("{} {error:?}", host_core::chain(&error));
-    assert!(shown.contains("refused") && !shown.contains("hunter2"), "{shown}");
+    // A server killed a moment ago may still accept the connection and reset it.
+    assert!(shown.contains("the database is not reached") && !shown.contains("hunter2"), "{shown}");
     Ok(())
 }
 
