@@ -252,6 +252,10 @@ impl Runtime for OciRuntime {
     }
 
     async fn image(&self, reference: &ImageRef) -> Result<Option<Image>> {
+        // Who asks is about to make a container of it.
+        if let Some(containers) = &self.containers {
+            containers.hasten();
+        }
         match self.stored().await? {
             Some(store) => store.find(reference).await,
             None => Ok(None),

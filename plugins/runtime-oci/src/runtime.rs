@@ -143,14 +143,18 @@ impl Containers {
         self.tasks.spawn(work).await.unwrap_or_else(|error| Err(abandoned(error)))
     }
 
-    async fn make(self: Arc<Self>, held: Arc<Held>, spec: ContainerSpec) -> Result<ContainerId> {
-        // Its process will be moved to its control group some time later.
+    /// A process will be moved to its control group some time later: the kernel may begin to wait for that.
+    pub(crate) fn hasten(self: &Arc<Self>) {
         let containers = self.clone();
         self.tasks.spawn_blocking(move || {
             if let Ok(_alone) = containers.hastening.try_lock() {
                 containers.layout.hasten_moves();
             }
         });
+    }
+
+    async fn make(self: Arc<Self>, held: Arc<Held>, spec: ContainerSpec) -> Result<ContainerId> {
+        self.hasten();
         let mut gate = held.gate.lock().await;
         let error = match self.launch(&held, &spec).await {
             Ok(link) => {

@@ -19,7 +19,7 @@ use crate::{
     alone::{Bundle, Network},
     client::{Admin, spin_up},
     figures::{FEW, Samples, compare, goal, head, row, say, title},
-    memory, rounds,
+    memory, rounds, settle,
 };
 
 const AT_ONCE: usize = 50;
@@ -62,11 +62,17 @@ pub(crate) async fn measure(engine: &Engine) -> Result<()> {
     let mut alone = Alone::default();
     for round in 0..rounds()? {
         let id = format!("alone-{round}");
+        settle().await?;
         alone.docker.add(spin_up(&docker, &id).await?);
+        settle().await?;
         alone.docker_removal.add(docker_admin.stop(&id, Some(Duration::ZERO)).await?);
+        settle().await?;
         alone.oci.add(spin_up(&oci.service, &id).await?);
+        settle().await?;
         alone.removal.add(oci.admin.stop(&id, Some(Duration::ZERO)).await?);
+        settle().await?;
         alone.container.add(bundle.run()?);
+        settle().await?;
         let (made, published) = network.make_and_publish().await?;
         alone.network.add(made);
         alone.publish.add(published);

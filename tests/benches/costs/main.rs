@@ -14,7 +14,10 @@ mod spin_up;
 mod start;
 mod transport;
 
-use std::env;
+use std::{
+    env,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, bail};
 use host_tests::engine::Engine;
@@ -73,4 +76,33 @@ fn rounds() -> Result<usize> {
         Ok(text) => text.parse().map_err(|_| anyhow::anyhow!("BENCH_ROUNDS={text} is no number")),
         Err(_) => Ok(30),
     }
+}
+
+/// Waits until the machine has nothing to do: an engine is busy for a while with what it has removed, and who is measured
+/// next would pay for that. Not for ever, because others may use the machine.
+async fn settle() -> Result<()> {
+    const LOOK: Duration = Duration::from_millis(50);
+    const PATIENCE: Duration = Duration::from_secs(2);
+    const IDLE: f64 = 0.9;
+    let begun = Instant::now();
+    let mut before = processors()?;
+    while begun.elapsed() < PATIENCE {
+        tokio::time::sleep(LOOK).await;
+        let now = processors()?;
+        let (idle, all) = (now.0 - before.0, now.1 - before.1);
+        if idle >= all * IDLE {
+            return Ok(());
+        }
+        before = now;
+    }
+    Ok(())
+}
+
+/// How long the processors have been idle, and have been, in ticks.
+fn processors() -> Result<(f64, f64)> {
+    let text = std::fs::read_to_string("/proc/stat")?;
+    let ticks = text.lines().next().unwrap_or_default().split_whitespace().skip(1).map(str::parse);
+    // user, nice, system, idle, iowait, irq, softirq, steal; what follows is counted in the first two already.
+    let ticks: Vec<f64> = ticks.take(8).collect::<Result<_, _>>()?;
+    Ok((ticks.iter().skip(3).take(2).sum(), ticks.iter().sum()))
 }
