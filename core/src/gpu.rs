@@ -1,5 +1,7 @@
 //! The host's GPUs: what there is, how it does, and how one is given to a container.
 
+use std::path::PathBuf;
+
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +21,9 @@ pub struct GpuDevice {
     pub name: String,
     /// All its memory.
     pub memory_bytes: u64,
+    /// Its node on the host, `/dev/nvidia0` for example; a slice has that of its GPU. None where that is not known.
+    #[serde(default)]
+    pub node: Option<PathBuf>,
     /// How it is given to a container.
     pub attachment: Attachment,
 }

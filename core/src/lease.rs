@@ -198,6 +198,7 @@ mod tests {
             uuid: "GPU-0".into(),
             name: "x".into(),
             memory_bytes: 1,
+            node: None,
             attachment: Default::default(),
         };
         pools.gpus.update(vec![device], &[("GPU-0".into(), GpuHealth::Healthy)]);

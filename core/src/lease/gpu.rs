@@ -194,6 +194,7 @@ impl GpuPool {
             && let Some(place) = slot.holders.iter().position(|h| h == holder)
         {
             slot.holders.swap_remove(place);
+            slot.unseen = slot.unseen.min(slot.holders.len() as u64);
         }
     }
 }
@@ -248,6 +249,7 @@ mod tests {
             uuid: format!("GPU-{index}"),
             name: "x".into(),
             memory_bytes: 1,
+            node: None,
             attachment: Default::default(),
         }
     }
@@ -318,6 +320,9 @@ mod tests {
         );
         pool.observe(&[free("GPU-0", 6)]);
         assert_eq!(pool.lease(&id("d")).unwrap().unwrap().device().index, 0);
+        drop(leases);
+        let again: Vec<_> = ["e", "f"].map(|name| pool.lease(&id(name)).unwrap().unwrap()).into();
+        assert_eq!(again.len(), 2, "what was given back before any figure showed it is free at once");
     }
 
     #[test]

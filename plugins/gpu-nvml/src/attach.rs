@@ -76,8 +76,8 @@ impl Attacher {
             ("NVIDIA_VISIBLE_DEVICES", uuid.clone()),
             ("NVIDIA_DRIVER_CAPABILITIES", self.capabilities.join(",")),
         ];
-        // Docker matches these against what its driver lists, and that does not list `all`: the variable says it.
-        let named = self.capabilities.iter().filter(|capability| *capability != "all");
+        // Docker matches these against what its driver lists: what that does not list only the variable says.
+        let named = self.capabilities.iter().filter(|one| !["all", "ngx"].contains(&one.as_str()));
         let capabilities = [&"gpu".to_owned()].into_iter().chain(named).cloned().collect();
         Attachment {
             cdi: self.name(of).map(|name| format!("{KIND}={name}")).into_iter().collect(),
@@ -92,18 +92,26 @@ impl Attacher {
     }
 
     /// Names are the tool's choice: UUIDs, or places that may be of another enumeration than NVML's. So a name that is
-    /// no UUID counts only with the node of this GPU and of no other behind it.
+    /// no UUID counts only with the node of this GPU and of no other behind it. One that is this UUID does not count with
+    /// the node of another: nodes are numbered anew when the machine starts, and the description may be older.
     fn name(&self, of: Identity<'_>) -> Option<&str> {
-        if let Some(named) = self.described.iter().find(|described| described.name == of.uuid) {
-            return Some(&named.name);
+        let all = || self.described.iter();
+        if let Some(named) = all().find(|described| described.name == of.uuid) {
+            let is_others = |minor: &u32| of.minor.is_some_and(|own| own != *minor);
+            return (!named.minors.iter().any(is_others)).then_some(&named.name);
         }
         let only = BTreeSet::from([of.minor?]);
-        let mut alone = self.described.iter().filter(|described| described.minors == only);
-        let fits = |described: &&Described| match of.instance {
-            Some((gpu, instance)) => described.name == format!("{gpu}:{instance}"),
-            None => !described.name.contains(':') && !described.name.starts_with("MIG-"),
+        let fits = |Described { name, minors }: &&Described| {
+            *minors == only
+                && match of.instance {
+                    Some((gpu, instance)) => {
+                        [format!("{gpu}:{instance}"), format!("mig{gpu}:{instance}")].contains(name)
+                    }
+                    // With one GPU, all is that GPU until there is a second.
+                    None => name != "all" && !name.contains(':') && !is_uuid(name),
+                }
         };
-        alone.find(fits).map(|described| described.name.as_str())
+        all().find(fits).map(|described| described.name.as_str())
     }
 }
 
@@ -115,15 +123,20 @@ fn described(registry: &cdi::Registry) -> Vec<Described> {
         let nodes = edits.iter().flat_map(|edits| &edits.device_nodes);
         Some(Described {
             name: name.to_owned(),
-            minors: nodes.filter_map(|node| minor(&node.path)).collect(),
+            minors: nodes.filter_map(|node| minor(node.on_host()).or_else(|| minor(&node.path))).collect(),
         })
     });
     described.collect()
 }
 
-/// Of `/dev/nvidia<minor>`, and not of `/dev/nvidiactl` and the like.
+/// Somebody's, who is named.
+fn is_uuid(name: &str) -> bool {
+    name.starts_with("GPU-") || name.starts_with("MIG-")
+}
+
+/// Of `/dev/nvidia<minor>`, wherever the driver has its `/dev`, and not of `/dev/nvidiactl` and the like.
 fn minor(node: &Path) -> Option<u32> {
-    node.to_str()?.strip_prefix("/dev/nvidia")?.parse().ok()
+    node.file_name()?.to_str()?.strip_prefix("nvidia")?.parse().ok()
 }
 
 fn stamps(directory: &Path) -> Vec<Stamp> {
@@ -185,11 +198,41 @@ mod tests {
     }
 
     #[test]
+    fn it_is_never_given_by_the_name_of_all_or_of_another() {
+        let (_directory, one) = attacher(&[("all", &[0])]);
+        assert_eq!(one.name(gpu("GPU-a", 0)), None, "all are more than one as soon as there is a second");
+        let (_directory, stale) = attacher(&[("GPU-a", &[1]), ("GPU-b", &[0])]);
+        assert_eq!(
+            stale.name(gpu("GPU-a", 0)),
+            None,
+            "its name gives another's node, its node has another's name"
+        );
+        let (_directory, without) = attacher(&[("GPU-a", &[])]);
+        assert_eq!(without.name(gpu("GPU-a", 0)), Some("GPU-a"), "a description may give no node at all");
+    }
+
+    #[test]
+    fn what_a_node_is_on_the_host_counts() {
+        assert_eq!(minor(Path::new("/run/nvidia/driver/dev/nvidia3")), Some(3));
+        let directory = tempfile::tempdir().unwrap();
+        let text = json!({ "cdiVersion": "0.6.0", "kind": KIND, "devices": [{ "name": "0", "containerEdits": {
+            "deviceNodes": [{ "path": "/dev/nvidia0", "hostPath": "/dev/nvidia3" }],
+        } }] });
+        fs::write(directory.path().join("nvidia.json"), text.to_string()).unwrap();
+        let mut attacher =
+            Attacher::new(&Config { cdi: vec![directory.path().to_owned()], ..Config::default() });
+        attacher.refresh();
+        assert_eq!((attacher.name(gpu("GPU-a", 0)), attacher.name(gpu("GPU-d", 3))), (None, Some("0")));
+    }
+
+    #[test]
     fn an_instance_is_never_given_its_whole_gpu() {
         let (_directory, attacher) = attacher(&[("0", &[0]), ("0:1", &[0])]);
         let instance = |place| Identity { instance: Some((0, place)), ..gpu("MIG-x", 0) };
         assert_eq!(attacher.name(instance(1)), Some("0:1"));
         assert_eq!(attacher.name(instance(2)), None);
+        let (_directory, typed) = super::tests::attacher(&[("gpu0", &[0]), ("mig0:1", &[0])]);
+        assert_eq!(typed.name(instance(1)), Some("mig0:1"));
     }
 
     #[test]
@@ -202,11 +245,13 @@ mod tests {
 
     #[test]
     fn the_variables_name_the_gpu_and_never_all_of_them() {
-        let config =
-            Config { driver_capabilities: vec!["video".into(), "graphics".into()], ..Config::default() };
+        let config = Config {
+            driver_capabilities: vec!["video".into(), "ngx".into(), "graphics".into()],
+            ..Config::default()
+        };
         let attachment = Attacher::new(&config).attachment(gpu("GPU-a", 0));
         assert_eq!(attachment.env["NVIDIA_VISIBLE_DEVICES"], "GPU-a");
-        assert_eq!(attachment.env["NVIDIA_DRIVER_CAPABILITIES"], "video,graphics");
+        assert_eq!(attachment.env["NVIDIA_DRIVER_CAPABILITIES"], "video,ngx,graphics");
         assert_eq!(attachment.requests[0].capabilities, [["gpu", "video", "graphics"]]);
         let all = Attacher::new(&Config::default()).attachment(gpu("GPU-a", 0));
         assert_eq!(all.env["NVIDIA_DRIVER_CAPABILITIES"], "all");

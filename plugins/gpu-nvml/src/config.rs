@@ -15,6 +15,9 @@ pub struct Config {
     /// How long the driver may be silent before it is taken to hang.
     #[serde(deserialize_with = "duration")]
     pub timeout: Duration,
+    /// How long it may take to begin: without its persistence daemon the driver wakes every GPU.
+    #[serde(deserialize_with = "duration")]
+    pub opening: Duration,
     /// How long after its last fault a GPU that works gets mandelboxes again.
     #[serde(deserialize_with = "duration")]
     pub recovery: Duration,
@@ -33,6 +36,7 @@ impl Default for Config {
             library: "libnvidia-ml.so.1".into(),
             required: None,
             timeout: Duration::from_secs(1),
+            opening: Duration::from_secs(30),
             recovery: Duration::from_secs(300),
             ignored_xids: OF_PROGRAMS.into(),
             driver_capabilities: vec!["all".to_owned()],

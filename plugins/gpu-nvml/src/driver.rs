@@ -7,7 +7,7 @@ use std::{
     io, mem,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        mpsc::{Receiver, SyncSender, sync_channel},
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
     thread,
     time::{Duration, Instant},
@@ -38,6 +38,7 @@ type Request = oneshot::Sender<Answer>;
 #[derive(Debug)]
 pub(crate) struct Driver {
     requests: SyncSender<Request>,
+    opening: Duration,
     progress: Arc<Progress>,
 }
 
@@ -52,6 +53,8 @@ pub(crate) enum Reply {
 #[derive(Debug)]
 pub(crate) struct Silence {
     lasting: Duration,
+    /// It is being begun, and may take so long.
+    opening: Option<Duration>,
     /// The GPU that it was asked about.
     about: Option<String>,
     /// What it told last.
@@ -64,7 +67,10 @@ pub(crate) struct Progress(Mutex<Round>);
 
 #[derive(Debug, Default)]
 struct Round {
-    begun: Option<Instant>,
+    /// When it last made progress; `None` while nothing is asked.
+    since: Option<Instant>,
+    /// NVML is being begun for it.
+    is_opening: bool,
     about: Option<String>,
     last: Option<Arc<Survey>>,
 }
@@ -72,33 +78,45 @@ struct Round {
 impl Driver {
     pub(crate) fn start(config: Arc<Config>) -> io::Result<Self> {
         let (requests, asked) = sync_channel(QUEUE);
-        let progress = Arc::new(Progress::default());
+        let (progress, opening) = (Arc::new(Progress::default()), config.opening);
         let thread = Thread { config, asked, waiting: Vec::new(), progress: Arc::clone(&progress) };
         thread::Builder::new().name("nvml".to_owned()).spawn(move || thread.run())?;
-        Ok(Self { requests, progress })
+        Ok(Self { requests, opening, progress })
     }
 
     pub(crate) fn has_ever_told(&self) -> bool {
         self.progress.round().last.is_some()
     }
 
-    /// What a round tells that begins after this call. Waits while the driver makes progress, and for one round that
-    /// makes none only until it is as old as `patience`.
+    /// What a round tells that begins after this call. Waits while the driver makes progress, and for `patience` where
+    /// it makes none.
     pub(crate) async fn survey(&self, patience: Duration) -> Reply {
         let (request, mut answer) = oneshot::channel();
-        if self.requests.try_send(request).is_err() {
-            return Reply::Silent(self.progress.silence());
+        match self.requests.try_send(request) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => return Reply::Silent(self.silence()),
+            Err(TrySendError::Disconnected(_)) => return Reply::Told(Err(gone())),
         }
         loop {
-            let begun = self.progress.round().begun.unwrap_or_else(Instant::now);
-            match tokio::time::timeout_at((begun + patience).into(), &mut answer).await {
+            let since = self.progress.round().since.unwrap_or_else(Instant::now);
+            match tokio::time::timeout_at((since + patience).into(), &mut answer).await {
                 Ok(Ok(answer)) => return Reply::Told(answer),
                 Ok(Err(_)) => return Reply::Told(Err(gone())),
-                Err(_) if self.progress.round().begun.is_some_and(|begun| begun.elapsed() >= patience) => {
-                    return Reply::Silent(self.progress.silence());
+                Err(_) if self.progress.round().since.is_some_and(|since| since.elapsed() >= patience) => {
+                    return Reply::Silent(self.silence());
                 }
                 Err(_) => {}
             }
+        }
+    }
+
+    fn silence(&self) -> Silence {
+        let round = self.progress.round();
+        Silence {
+            lasting: round.since.map(|since| since.elapsed()).unwrap_or_default(),
+            opening: round.is_opening.then_some(self.opening),
+            about: round.about.clone(),
+            last: round.last.clone(),
         }
     }
 }
@@ -109,8 +127,12 @@ fn gone() -> Trouble {
 }
 
 impl Silence {
-    /// As told last, but for the GPU that the driver is silent about; where that is none, for all of them.
+    /// As told last, but for the GPU that the driver is silent about; where that is none, for all of them. One that is
+    /// only being begun anew has not failed.
     pub(crate) fn health(&self, last: &Survey) -> Vec<(String, GpuHealth)> {
+        if self.opening.is_some_and(|opening| self.lasting < opening) {
+            return last.health.clone();
+        }
         let hung = GpuHealth::Unhealthy(self.text());
         let health = |(uuid, told): &(String, GpuHealth)| {
             let is_hung = self.about.as_ref().is_none_or(|about| last.is_of(uuid, about));
@@ -134,27 +156,23 @@ impl From<Silence> for PluginError {
 impl Progress {
     /// The next calls concern this GPU.
     pub(crate) fn about(&self, gpu: Option<&str>) {
-        self.round().about = gpu.map(str::to_owned);
+        let mut round = self.round();
+        round.since = Some(Instant::now());
+        round.about = gpu.map(str::to_owned);
     }
 
-    fn begin(&self) {
-        let mut round = self.round();
-        round.begun = Some(Instant::now());
-        round.about = None;
+    /// A round begins, or NVML for one.
+    fn begin(&self, is_opening: bool) {
+        self.about(None);
+        self.round().is_opening = is_opening;
     }
 
     fn end(&self, answer: &Answer) {
         let mut round = self.round();
-        round.begun = None;
+        round.since = None;
         if let Ok(survey) = answer {
             round.last = Some(Arc::clone(survey));
         }
-    }
-
-    fn silence(&self) -> Silence {
-        let round = self.round();
-        let lasting = round.begun.map(|begun| begun.elapsed()).unwrap_or_default();
-        Silence { lasting, about: round.about.clone(), last: round.last.clone() }
     }
 
     /// No code that can panic runs under this lock.
@@ -177,7 +195,7 @@ impl Thread {
         let mut attacher = Attacher::new(&self.config);
         // Begun for the first who asks, not before: a tool that asks nothing loads no library.
         while self.next() {
-            self.progress.begin();
+            self.progress.begin(true);
             match Nvml::builder().lib_path(self.config.library.as_os_str()).init() {
                 Ok(nvml) => self.session(&nvml, &mut memory, &mut attacher),
                 Err(error) => self.answer(Err(Trouble::opening(&self.config.library, &error))),
@@ -190,6 +208,7 @@ impl Thread {
         let opened = Instant::now();
         let mut session = Session::new(nvml, Arc::clone(&self.config));
         loop {
+            self.progress.begin(false);
             let told = session.round(memory, attacher, &self.progress);
             let is_over = match &told {
                 Ok(survey) => survey.misses_any && opened.elapsed() >= REOPEN,
@@ -199,7 +218,6 @@ impl Thread {
             if is_over || !self.next() {
                 return;
             }
-            self.progress.begin();
         }
     }
 

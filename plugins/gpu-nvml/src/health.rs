@@ -31,9 +31,11 @@ struct Fault {
 }
 
 impl Memory {
-    /// Something happened that a GPU does not shrug off.
+    /// Something happened that a GPU does not shrug off. What it repeats is told once.
     pub(crate) fn fault(&mut self, gpu: &str, text: String) {
-        tracing::warn!(gpu, fault = text, "a GPU has a fault");
+        if self.faults.get(gpu).is_none_or(|fault| fault.text != text) {
+            tracing::warn!(gpu, fault = text, "a GPU has a fault");
+        }
         self.faults.insert(gpu.to_owned(), Fault { text, at: Instant::now() });
     }
 

@@ -2,13 +2,13 @@
 //!
 //! One thread asks the driver, and nobody else does (`driver.rs`): a call that hangs in the kernel hangs that thread
 //! alone. Whoever asks waits at most `timeout` for a driver that makes no progress, and is then told what was last
-//! known, with the GPU unhealthy that the driver is silent about; figures are never told twice, so those are an error
-//! then. What a round of questions yields is a `survey::Survey`; what outlives one (faults, counters, devices that
+//! known, with the GPU unhealthy that the driver is silent about (a driver that is only being begun anew may take
+//! `opening`); figures are never told twice, so those are an error then. What a round of questions yields is a `survey::Survey`; what outlives one (faults, counters, devices that
 //! were there) is `health.rs`. Events are queued by the driver and read at every round.
 //!
 //! The thread ends with the plugin. One that hangs ends when its call returns: nothing can end it earlier.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use host_core::{
@@ -17,8 +17,6 @@ use host_core::{
     gpu::{Gpu, GpuDevice, GpuHealth, GpuStats, Result},
     registry::Plugin,
 };
-use tokio::time::Duration;
-
 mod attach;
 mod config;
 mod driver;
@@ -29,9 +27,6 @@ mod trouble;
 pub use config::Config;
 use driver::{Driver, Reply, Silence};
 use survey::Survey;
-
-/// How long the driver may take the first time: without its persistence daemon it wakes every GPU.
-const OPENING: Duration = Duration::from_secs(30);
 
 /// `[gpu] plugin = "nvml"`.
 pub fn plugin() -> Plugin<dyn Gpu> {
@@ -60,8 +55,9 @@ impl NvmlGpu {
         let driver = Driver::start(Arc::clone(&config)).map_err(|error| {
             PluginError::new(ErrorKind::Exhausted, "no thread for NVIDIA's driver").with_source(error)
         })?;
+        let opening = config.opening;
         let gpu = Self { driver, config, required };
-        match gpu.survey(OPENING).await {
+        match gpu.survey(opening).await {
             Ok(survey) if survey.devices.is_empty() && required => Err(PluginError::new(
                 ErrorKind::Unavailable,
                 "NVIDIA's driver works and knows no GPU; set gpu.nvml.required = false to do without",
@@ -97,10 +93,11 @@ impl NvmlGpu {
             // A host that never had any has none; one that had some has trouble.
             Reply::Told(Err(_)) if !self.required && !self.driver.has_ever_told() => Ok(Vec::new()),
             Reply::Told(Err(trouble)) => Err(trouble.into()),
-            Reply::Silent(silence) => {
-                let known = silence.last.as_ref().and_then(|last| silent(last, &silence));
-                known.ok_or_else(|| silence.into())
-            }
+            Reply::Silent(silence) => match &silence.last {
+                Some(last) => silent(last, &silence).ok_or_else(|| silence.into()),
+                None if !self.required => Ok(Vec::new()),
+                None => Err(silence.into()),
+            },
         }
     }
 }

@@ -93,6 +93,8 @@ struct Round<'r> {
     memory: &'r mut Memory,
     attacher: &'r Attacher,
     survey: Survey,
+    /// GPUs that said who they are.
+    answered: BTreeSet<String>,
     /// The next index; devices that do not answer keep theirs.
     index: u32,
 }
@@ -125,7 +127,7 @@ impl<'n> Session<'n> {
         let count = self.nvml.device_count().map_err(of_all)?;
         memory.places.retain(|place, _| *place < count);
         let survey = Survey { driver, ..Survey::default() };
-        let mut round = Round { memory, attacher, survey, index: 0 };
+        let mut round = Round { memory, attacher, survey, answered: BTreeSet::new(), index: 0 };
         let mut reasons = BTreeMap::new();
         for place in 0..count {
             progress.about(round.memory.places.get(&place).map(String::as_str));
@@ -148,6 +150,7 @@ impl<'n> Session<'n> {
         let uuid = device.uuid()?;
         progress.about(Some(&uuid));
         round.memory.places.insert(place, uuid.clone());
+        round.answered.insert(uuid.clone());
         self.read_events(&device, &uuid, round.memory)?;
         if let Some(count) = figure(device.total_ecc_errors(MemoryError::Uncorrected, EccCounter::Volatile))?
         {
@@ -179,18 +182,34 @@ impl<'n> Session<'n> {
             self.events.insert(uuid.to_owned(), set.ok());
         }
         let Some(Some(set)) = self.events.get(uuid) else { return Ok(()) };
+        let mut ignored = BTreeMap::<u64, u32>::new();
+        let mut end = None;
         for _ in 0..MOST_EVENTS {
             match set.wait(0) {
-                Ok(event) => {
-                    if let Some(fault) = fault(&event, &self.config) {
-                        memory.fault(uuid, fault);
-                    }
+                Ok(event) => match said(&event, &self.config) {
+                    Said::Fault(fault) => memory.fault(uuid, fault),
+                    Said::Program(xid) => *ignored.entry(xid).or_default() += 1,
+                    Said::Nothing => {}
+                },
+                Err(error) => {
+                    end = Some(error);
+                    break;
                 }
-                Err(NvmlError::GpuLost) => return Err(NvmlError::GpuLost),
-                Err(_) => break,
             }
         }
-        Ok(())
+        for (xid, times) in ignored {
+            tracing::info!(gpu = uuid, xid, times, "a program's fault on a GPU");
+        }
+        match end {
+            None | Some(NvmlError::Timeout) => Ok(()),
+            Some(NvmlError::GpuLost) => Err(NvmlError::GpuLost),
+            Some(error) => {
+                // The set may be spoilt: the next round makes another.
+                tracing::debug!(gpu = uuid, %error, "a GPU's events could not be read");
+                self.events.remove(uuid);
+                Ok(())
+            }
+        }
     }
 
     fn listen(&self, gpu: &Device<'n>) -> Result<EventSet<'n>, NvmlError> {
@@ -217,6 +236,7 @@ impl Round<'_> {
             index: self.index,
             name: device.name()?,
             memory_bytes: memory.total,
+            node: identity.minor.map(|minor| format!("/dev/nvidia{minor}").into()),
             attachment: self.attacher.attachment(identity),
             uuid,
         };
@@ -273,7 +293,8 @@ impl Round<'_> {
             let reason = reasons.get(gpu).map_or("the driver does not enumerate it any more", String::as_str);
             self.survey.health.push((uuid.clone(), GpuHealth::Unhealthy(reason.to_owned())));
             self.survey.gpus.insert(uuid.clone(), gpu.clone());
-            self.survey.misses_any = true;
+            // A GPU that was cut up anew is not lost.
+            self.survey.misses_any |= !self.answered.contains(gpu);
         }
         self.survey
     }
@@ -302,18 +323,22 @@ fn figure<T>(told: Result<T, NvmlError>) -> Result<Option<T>, NvmlError> {
     }
 }
 
-/// What an event says against its GPU, if anything.
-fn fault(event: &EventData<'_>, config: &Config) -> Option<String> {
+/// What an event says of its GPU.
+enum Said {
+    Fault(String),
+    /// An XID that a program caused.
+    Program(u64),
+    Nothing,
+}
+
+fn said(event: &EventData<'_>, config: &Config) -> Said {
     match event.event_data {
-        Some(XidError::Value(xid)) if config.ignored_xids.contains(&xid) => {
-            tracing::info!(xid, "a program's fault on a GPU");
-            None
-        }
-        Some(XidError::Value(xid)) => Some(format!("XID {xid}")),
-        Some(XidError::Unknown) => Some("an unknown XID".to_owned()),
+        Some(XidError::Value(xid)) if config.ignored_xids.contains(&xid) => Said::Program(xid),
+        Some(XidError::Value(xid)) => Said::Fault(format!("XID {xid}")),
+        Some(XidError::Unknown) => Said::Fault("an unknown XID".to_owned()),
         None if event.event_type.contains(EventTypes::DOUBLE_BIT_ECC_ERROR) => {
-            Some("an ECC error that could not be corrected".to_owned())
+            Said::Fault("an ECC error that could not be corrected".to_owned())
         }
-        None => None,
+        None => Said::Nothing,
     }
 }

@@ -76,6 +76,10 @@ async fn a_gpu_in_mig_mode_is_its_instances() {
     driver.change(|scenario| scenario.gpus[0].events.push(Event::xid(95))).unwrap();
     let sick: Vec<_> = sick(&gpu).await.into_iter().map(|(uuid, _)| uuid).collect();
     assert_eq!(sick, ["MIG-0", "MIG-1", "MIG-2"], "a fault of a GPU is one of all its instances");
+    driver.change(|scenario| scenario.gpus[0].mig = Some(vec![instance(7)])).unwrap();
+    let uuids: Vec<_> =
+        gpu.enumerate().await.unwrap().into_iter().map(|device| (device.index, device.uuid)).collect();
+    assert_eq!(uuids, [(0, "MIG-7".to_owned()), (1, uuid(1))], "cut up anew");
 }
 
 #[tokio::test]
@@ -146,6 +150,46 @@ async fn a_driver_that_hangs_as_a_whole_makes_every_gpu_unhealthy() {
     driver.change(|scenario| scenario.hang = true).unwrap();
     assert_eq!(sick(&gpu).await.len(), 2);
     driver.change(|scenario| scenario.hang = false).unwrap();
+}
+
+#[tokio::test]
+async fn one_that_is_slow_with_many_gpus_is_no_driver_that_hangs() {
+    let mut scenario = Scenario::of(4);
+    scenario.gpus.iter_mut().for_each(|gpu| gpu.delay_ms = 400);
+    let driver = StandIn::new(&scenario).unwrap();
+    let config = Config { timeout: Duration::from_secs(1), ..config(&driver) };
+    let gpu = NvmlGpu::open(config, false).await.unwrap();
+    assert_eq!(sick(&gpu).await, []);
+    assert_eq!(gpu.stats().await.unwrap().len(), 4, "each GPU answers in time");
+}
+
+#[tokio::test]
+async fn a_driver_that_is_only_being_begun_anew_makes_no_gpu_unhealthy() {
+    let (driver, gpu) = open(&Scenario::of(2)).await;
+    let driver_not_loaded = 9;
+    driver.change(|scenario| scenario.init = driver_not_loaded).unwrap();
+    assert!(gpu.health().await.is_err(), "NVML has to be begun anew");
+    driver.change(|scenario| (scenario.init, scenario.hang_init) = (0, true)).unwrap();
+    assert_eq!(sick(&gpu).await, [], "as long as that may take");
+    assert_eq!(gpu.stats().await.unwrap_err().kind(), ErrorKind::Timeout);
+    driver.change(|scenario| scenario.hang_init = false).unwrap();
+    assert_eq!(sick(&gpu).await, []);
+}
+
+#[tokio::test]
+async fn a_driver_that_does_not_even_begin_is_told_where_gpus_are_needed() {
+    let driver = StandIn::new(&Scenario { hang_init: true, ..Scenario::of(1) }).unwrap();
+    let config = Config { opening: PATIENCE, ..config(&driver) };
+    let error = NvmlGpu::open(config.clone(), false).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    let gpu = NvmlGpu::open(config, true).await.unwrap();
+    assert_eq!((gpu.enumerate().await.unwrap(), gpu.health().await.unwrap()), (vec![], vec![]));
+    driver.change(|scenario| scenario.hang_init = false).unwrap();
+    let begun = Instant::now();
+    while gpu.enumerate().await.unwrap().is_empty() {
+        assert!(begun.elapsed() < SOON);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 #[tokio::test]

@@ -154,6 +154,7 @@ impl Sim {
             uuid: self.config.uuid.clone(),
             name: self.config.name.clone(),
             memory_bytes: self.config.memory_bytes,
+            node: None,
             attachment: attachment(&self.config.uuid),
         }
     }

@@ -5,6 +5,7 @@ use std::{
     ffi::{c_char, c_uint, c_ulonglong},
     ptr::without_provenance_mut,
     sync::Arc,
+    time::Duration,
 };
 
 use nvml_wrapper_sys::bindings::{
@@ -29,7 +30,7 @@ type Answer<T> = Result<T, nvmlReturn_t>;
 
 #[unsafe(no_mangle)]
 extern "C" fn nvmlInit_v2() -> nvmlReturn_t {
-    answer(driver().and_then(|scenario| if scenario.init == SUCCESS { Ok(()) } else { Err(scenario.init) }))
+    answer(patiently(|scenario| scenario.hang_init).ok_or(UNKNOWN).and_then(|_| driver()).map(drop))
 }
 
 #[unsafe(no_mangle)]
@@ -57,7 +58,8 @@ extern "C" fn nvmlDeviceGetHandleByIndex_v2(index: c_uint, device: *mut nvmlDevi
     answer(driver().and_then(|scenario| {
         let gpu = *counted(&scenario).get(index as usize).ok_or(INVALID_ARGUMENT)?;
         let handle = Handle { gpu, instance: None };
-        ask(handle, |_, _| Ok(()))?;
+        let delay_ms = ask(handle, |gpu, _| Ok(gpu.delay_ms))?;
+        std::thread::sleep(Duration::from_millis(delay_ms));
         put(device, handle.into())
     }))
 }
@@ -282,7 +284,8 @@ impl From<nvmlDevice_t> for Handle {
 }
 
 fn driver() -> Answer<Arc<Scenario>> {
-    patiently(|scenario| scenario.hang).ok_or(UNKNOWN)
+    let scenario = patiently(|scenario| scenario.hang).ok_or(UNKNOWN)?;
+    if scenario.init == SUCCESS { Ok(scenario) } else { Err(scenario.init) }
 }
 
 /// Places of those that have an index.

@@ -11,8 +11,10 @@ use serde::{Deserialize, Serialize};
 pub struct Scenario {
     /// Its version.
     pub driver: String,
-    /// What `nvmlInit_v2` returns, a number of `nvmlReturn_t`; 0 is success.
+    /// What `nvmlInit_v2` returns, and every call that is not about one GPU, a number of `nvmlReturn_t`; 0 is success.
     pub init: u32,
+    /// `nvmlInit_v2` does not return.
+    pub hang_init: bool,
     /// No call returns.
     pub hang: bool,
     /// In the order of the bus.
@@ -21,7 +23,7 @@ pub struct Scenario {
 
 impl Default for Scenario {
     fn default() -> Self {
-        Self { driver: "570.86.10".to_owned(), init: 0, hang: false, gpus: Vec::new() }
+        Self { driver: "570.86.10".to_owned(), init: 0, hang_init: false, hang: false, gpus: Vec::new() }
     }
 }
 
@@ -98,6 +100,8 @@ pub struct Gpu {
     pub fault: u32,
     /// No call about it returns.
     pub hang: bool,
+    /// So many ms pass until it is found.
+    pub delay_ms: u64,
 }
 
 impl Gpu {
@@ -120,6 +124,7 @@ impl Gpu {
             presence: Presence::Present,
             fault: 0,
             hang: false,
+            delay_ms: 0,
         }
     }
 }

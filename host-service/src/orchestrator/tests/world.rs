@@ -208,5 +208,12 @@ pub(super) fn stranger() -> ContainerSpec {
 
 fn gpu(index: u32) -> GpuDevice {
     let uuid = format!("GPU-{index}");
-    GpuDevice { index, uuid, name: "simulated".into(), memory_bytes: 1, attachment: Default::default() }
+    GpuDevice {
+        index,
+        uuid,
+        name: "simulated".into(),
+        memory_bytes: 1,
+        node: None,
+        attachment: Default::default(),
+    }
 }
