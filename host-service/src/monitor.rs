@@ -21,7 +21,8 @@ use crate::{
     resources::{Collector, Resources},
 };
 
-/// So many times in a row the GPUs may not be seen before none of them gets a new mandelbox.
+/// So many times in a row the GPUs may not be seen before none of them gets a new mandelbox, and their figures not be had
+/// before none are shown: old ones would pass for new.
 const BLIND: u32 = 2;
 
 /// Collects until it is dropped.
@@ -30,7 +31,7 @@ pub(crate) async fn collect(shared: Arc<Shared>, gpu: Arc<dyn Gpu>, condition: w
     let mut every = interval(shared.settings.gpu.poll);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let limit = shared.settings.gpu.timeout;
-    let (mut blind, mut failing) = (0, false);
+    let (mut blind, mut failed) = (0, 0);
     loop {
         every.tick().await;
         let metrics = shared.metrics.clone();
@@ -55,15 +56,17 @@ pub(crate) async fn collect(shared: Arc<Shared>, gpu: Arc<dyn Gpu>, condition: w
         };
         if let Err(error) = &gpus {
             shared.metrics.collector_failed("gpu");
-            if !failing {
+            if failed == 0 {
                 tracing::warn!(error = %chain(error), "the GPUs could not be asked");
             }
         }
-        failing = gpus.is_err();
+        failed = if gpus.is_err() { failed + 1 } else { 0 };
         condition.send_modify(|condition| {
             condition.resources = resources;
-            if let Ok(gpus) = gpus {
-                condition.gpus = gpus;
+            match gpus {
+                Ok(gpus) => condition.gpus = gpus,
+                Err(_) if failed >= BLIND => condition.gpus.clear(),
+                Err(_) => {}
             }
         });
     }

@@ -56,15 +56,14 @@ async fn gpus_that_nobody_sees_get_no_new_mandelboxes() {
     let world = World::new(&[]).await;
     let gpus = &world.shared.pools.gpus;
     assert_eq!(gpus.capacity(), Some(75));
+    let figures = vec![GpuStats { memory_free_bytes: 4096, ..GpuStats::default() }];
+    let (condition, seen) = watch::channel(Condition { gpus: figures, ..Condition::default() });
     let mut tasks = JoinSet::new();
-    tasks.spawn(monitor::collect(
-        world.shared.clone(),
-        Arc::new(Hung),
-        watch::channel(Condition::default()).0,
-    ));
+    tasks.spawn(monitor::collect(world.shared.clone(), Arc::new(Hung), condition));
     world.until("doubt", || gpus.capacity() == Some(0)).await;
     let error = gpus.lease(&"late".parse().unwrap()).unwrap_err();
     assert_eq!(error.unusable, 75);
+    world.until("end of the old figures", || seen.borrow().gpus.is_empty()).await;
 }
 
 #[tokio::test(start_paused = true)]
