@@ -1,6 +1,6 @@
 //! The section `[runtime.podman]`.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use engine_http::{Endpoint, duration};
 use serde::Deserialize;
@@ -18,11 +18,17 @@ pub struct Config {
     /// caller's deadline only.
     #[serde(deserialize_with = "duration")]
     pub timeout: Duration,
+    /// Where the engine finds CDI device descriptions; a device that none describes is refused before it is asked.
+    pub cdi: Vec<PathBuf>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { endpoint: Endpoint::Unix(DEFAULT_SOCKET.into()), timeout: Duration::from_secs(30) }
+        Self {
+            endpoint: Endpoint::Unix(DEFAULT_SOCKET.into()),
+            timeout: Duration::from_secs(30),
+            cdi: cdi::DIRECTORIES.map(PathBuf::from).into(),
+        }
     }
 }
 

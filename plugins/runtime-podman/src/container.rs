@@ -34,7 +34,7 @@ pub(crate) fn create(
     engine: &Engine,
     spec: &ContainerSpec,
 ) -> Result<impl Future<Output = Result<ContainerId>> + Send + use<>> {
-    let mut body = create::body(spec, &engine.support)?;
+    let mut body = create::body(spec, &engine.support, &engine.cdi)?;
     let image = spec.image.clone();
     let profile = create::filter_file(&spec.security, engine)?;
     if let Some(profile) = &profile {

@@ -4,7 +4,13 @@
 //! podman-api makes the body. What it cannot say, or says under a name that the engine ignores, is put right in
 //! [`correct`].
 
-use std::{collections::BTreeMap, fs::Permissions, io, os::unix::fs::PermissionsExt, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs::Permissions,
+    io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
 
 use engine_http::invalid;
 use host_core::{
@@ -34,11 +40,8 @@ const MOST_LOG_BYTES: u64 = 20 << 20;
 const MOST_PROCESSES: u64 = 1 << 20;
 
 /// What to send, but for the image's name and the file of a filter.
-pub(crate) fn body(spec: &ContainerSpec, support: &Support) -> Result<Value> {
-    body_with(spec, support, &|names| {
-        let registry = cdi::Registry::read(&cdi::DIRECTORIES.map(Into::into));
-        registry.resolve(names).is_ok()
-    })
+pub(crate) fn body(spec: &ContainerSpec, support: &Support, cdi: &[PathBuf]) -> Result<Value> {
+    body_with(spec, support, &|names| cdi::Registry::read(cdi).resolve(names).is_ok())
 }
 
 fn body_with(spec: &ContainerSpec, support: &Support, has_cdi: &dyn Fn(&[String]) -> bool) -> Result<Value> {

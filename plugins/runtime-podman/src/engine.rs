@@ -36,17 +36,19 @@ pub(crate) struct Engine {
     /// Where files for the engine are put.
     pub(crate) scratch: PathBuf,
     pub(crate) timeout: Duration,
+    /// Where it finds descriptions of devices.
+    pub(crate) cdi: Vec<PathBuf>,
     wire: Wire,
 }
 
 impl Engine {
     pub(crate) async fn connect(config: Config, scratch: PathBuf) -> Result<Self> {
-        let Config { endpoint, timeout } = config;
+        let Config { endpoint, timeout, cdi } = config;
         let explain = Explain::new(endpoint.clone());
         let api =
             Podman::new(endpoint.to_string()).map_err(|error| explain.failed(Doing("connect", ""), error))?;
         let wire = Wire::new(endpoint);
-        let mut engine = Self { api, explain, support: Support::default(), scratch, timeout, wire };
+        let mut engine = Self { api, explain, support: Support::default(), scratch, timeout, cdi, wire };
         check_version(&engine.version().await?)?;
         engine.support = Support::of(&engine.look_up(EXPLORE, engine.api.info()).await?);
         if engine.support.events == "none" {

@@ -20,7 +20,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 async fn connect(engine: &Engine, timeout: Duration) -> Result<PodmanRuntime> {
     let endpoint = engine.endpoint().parse()?;
     let scratch = engine.socket().parent().context("a socket without a directory")?.to_owned();
-    Ok(PodmanRuntime::connect(Config { endpoint, timeout }, scratch).await?)
+    Ok(PodmanRuntime::connect(Config { endpoint, timeout, ..Config::default() }, scratch).await?)
 }
 
 /// The application waits in a directory that is never ready.
