@@ -77,6 +77,7 @@ bench: ## what it costs; docs/performance.md
 	$(CARGO) build --release --package host-service
 	$(CARGO) bench --package host-tests
 	$(CARGO) bench --package pubsub-postgres
+	$(CARGO) bench --package gpu-nvml --bench gpus
 
 upload: ## a release archive, copied to UPLOAD_TARGET: a directory or s3://BUCKET/PREFIX
 	@scripts/upload.sh
