@@ -2,12 +2,13 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
 
-use crate::world::{Place, World};
+use crate::world::{Place, World, search_path};
 
 /// Which engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,7 +112,15 @@ impl Make {
 fn dockerd(place: &Place, group: &str) -> Result<Vec<String>> {
     let at = |name: &str| place.path(name).display().to_string();
     fs::write(at("daemon.json"), "{}")?;
+    let programs = place.path("bin");
+    let hook = programs.join("nvidia-container-runtime-hook");
+    fs::create_dir(&programs)?;
+    fs::write(&hook, include_str!("nvidia-hook.sh"))?;
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755))?;
     Ok(vec![
+        // It acts on requests for NVIDIA's GPUs if it finds NVIDIA's program when it starts.
+        "env".to_owned(),
+        format!("PATH={}:{}", programs.display(), search_path().to_string_lossy()),
         "dockerd".to_owned(),
         format!("--config-file={}", at("daemon.json")),
         format!("--data-root={}", at("disk/data")),

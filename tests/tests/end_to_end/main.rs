@@ -7,6 +7,7 @@
 
 mod database;
 mod docker_only;
+mod gpus;
 mod life;
 mod oci_only;
 mod podman_only;
