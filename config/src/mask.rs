@@ -7,8 +7,18 @@ use crate::{key::Key, tree};
 /// Shown instead of a secret.
 pub(crate) const MASK: &str = "********";
 
-const SECRETIVE: &[&str] =
-    &["password", "passwd", "secret", "token", "key", "dsn", "credential", "authorization", "cookie"];
+const SECRETIVE: &[&str] = &[
+    "password",
+    "passwd",
+    "secret",
+    "token",
+    "key",
+    "dsn",
+    "credential",
+    "authorization",
+    "cookie",
+    "headers",
+];
 
 /// A name with one of these endings says where a secret lies, not the secret.
 const HARMLESS: &[&str] = &["_file", "_path", "_dir", "_name"];
@@ -115,6 +125,7 @@ mod tests {
             "telemetry.sentry.dsn",
             "pubsub.postgres.PASSWORD",
             "pubsub.hasura.headers.authorization",
+            "pubsub.hasura.headers.x-proxy",
             "pubsub.x.secrets.first",
             "mandelbox.environment.API_KEY",
             "pubsub.password",

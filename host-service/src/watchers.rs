@@ -13,7 +13,7 @@ use host_core::{
 };
 use tokio::{
     sync::{mpsc, watch},
-    time::{interval, timeout},
+    time::{Instant, interval, timeout},
 };
 
 use crate::{
@@ -39,13 +39,13 @@ pub(crate) async fn watch_pubsub(
 ) {
     let mut pauses = Pauses::up_to(LONGEST_PAUSE);
     'anew: loop {
+        let began = Instant::now();
         let error = match subscribe(&shared).await {
             Ok(mut states) => loop {
                 // A connection that says nothing may be a dead one: it is made anew, and with it the full state read.
                 let Ok(state) = timeout(WATCH_ANEW, states.next()).await else { continue 'anew };
                 match state {
                     Some(Ok(state)) => {
-                        pauses.reset();
                         set_error(&condition, |c| &mut c.pubsub_error, None);
                         shared.metrics.pubsub_up(true);
                         desired.send_replace(Some(state));
@@ -65,6 +65,10 @@ pub(crate) async fn watch_pubsub(
         }
         shared.metrics.pubsub_up(false);
         set_error(&condition, |c| &mut c.pubsub_error, Some(error));
+        // One state is no proof: where only reading works, each watch shows one before it ends.
+        if began.elapsed() > LONGEST_PAUSE {
+            pauses.reset();
+        }
         pauses.pause().await;
     }
 }

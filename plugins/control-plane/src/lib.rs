@@ -2,11 +2,13 @@
 //!
 //! Invariants:
 //! - A status or a removal that the [`Outbox`] accepts (`Ok`) is in the database or on disk, and is delivered in order.
+//!   Until then hosts are shown their rows as if it had been, and no write that does not go through keeps them from
+//!   being read.
 //! - A row of nonsense hides no other, and an unknown status of the host is neither a missing row nor another status.
 //!
 //! This crate spawns no task and knows no database: who has one implements [`Delivery`].
 
-use host_core::{ErrorKind, PluginError, Retry};
+use host_core::{PluginError, Retry};
 
 mod outbox;
 mod queue;
@@ -20,18 +22,17 @@ pub use queue::{Entry, Write};
 pub use rows::{Raw, Read, Reader, short};
 pub use seen::{Ripe, Seen, Watching};
 
-/// Nobody is reached, nobody answers, or nobody believes this host at the moment: what could not be told now can be
-/// told later.
+/// What could not be told now can be told later: nobody is reached, answers, or believes this host at the moment.
 pub fn is_away(error: &PluginError) -> bool {
-    match error.kind() {
-        ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Exhausted => true,
-        // A token that has expired and may be replaced.
-        ErrorKind::Denied => error.retry() == Retry::Later,
-        _ => false,
-    }
+    error.retry() == Retry::Later
 }
 
 /// A tenth more or less, so that a fleet does not read in step.
 pub fn jittered(period: std::time::Duration) -> std::time::Duration {
     period.mul_f64(0.9 + 0.2 * rand::random::<f64>())
+}
+
+/// Up to a fifth less, for the same reason where no more is allowed.
+pub fn shortened(period: std::time::Duration) -> std::time::Duration {
+    period.mul_f64(1.0 - 0.2 * rand::random::<f64>())
 }

@@ -1,6 +1,10 @@
 //! Writes that are told now, or later when the database is away.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    convert::Infallible,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use host_core::{
@@ -8,13 +12,23 @@ use host_core::{
     pubsub::{Heartbeat, Result},
     registry::{Context, Role},
 };
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 
 use crate::{
-    is_away,
-    queue::{Entry, Queue, Write},
+    is_away, jittered,
+    queue::{Entry, Queue, Stuck, Write},
+    rows::Raw,
     seen::Seen,
 };
+
+/// Between tries of a write that does not go through: a row may be locked for a moment, or for long.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// What is refused for so long is refused for good. A schema that is being migrated, or permissions that are being put
+/// right, must not cost what waits.
+const REFUSED: Duration = Duration::from_secs(60);
 
 /// The database as an [`Outbox`] needs it. Each call has a deadline of its own.
 #[async_trait]
@@ -36,6 +50,13 @@ pub struct Outbox {
     alarm: watch::Sender<u64>,
     /// A heartbeat that could not be written. The next one is a minute away, and two minutes of silence are death.
     late: Mutex<Option<(InstanceName, Heartbeat)>>,
+}
+
+/// When a write that does not go through is tried again, and when no more.
+#[derive(Debug)]
+struct Tries {
+    pause: Duration,
+    refused: Option<(Entry, Instant)>,
 }
 
 impl Outbox {
@@ -87,19 +108,66 @@ impl Outbox {
         self.queue.len()
     }
 
-    /// What could not be written before: heartbeat and queue.
-    ///
-    /// # Errors
-    /// The database is away.
-    pub async fn catch_up(&self, to: &dyn Delivery, instance: &InstanceName) -> Result<()> {
-        let late = self.late.lock().unwrap_or_else(PoisonError::into_inner).take_if(|(of, _)| of == instance);
-        if let Some((of, beat)) = late
-            && let Err(error) = to.heartbeat(&of, &beat).await
-        {
-            self.late.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert((of, beat));
-            return if is_away(&error) { Err(error) } else { Ok(()) };
+    /// These rows as they will be when everything that waits is delivered: what was accepted has happened.
+    pub fn foresee(&self, instance: &InstanceName, rows: &mut Vec<Raw>) {
+        self.queue.foresee(instance, rows);
+    }
+
+    /// Delivers what waits, heartbeat and queue, for as long as it is polled: whoever watches polls it beside, so that
+    /// a write that does not go through keeps no state from being seen. May be dropped at any time.
+    pub async fn keep_delivering(&self, to: &dyn Delivery, instance: &InstanceName) -> Infallible {
+        let mut alarm = self.alarm();
+        let mut tries = Tries::new();
+        loop {
+            alarm.mark_unchanged();
+            let before = self.queue.len();
+            let is_late = self.is_still_late(to, instance).await;
+            let stuck = self.queue.deliver(to).await.err();
+            if self.queue.len() < before {
+                tries = Tries::new();
+                self.look();
+            }
+            let is_stuck = match stuck {
+                Some(stuck) => tries.are_left(&stuck) || self.give_up(stuck).await,
+                None => false,
+            };
+            if is_late || is_stuck {
+                tries.pause().await;
+            } else {
+                // The sender lives in `self`, so it is never gone.
+                let _ = alarm.changed().await;
+                tries = Tries::new();
+            }
         }
-        self.queue.deliver(to).await
+    }
+
+    /// Writes the heartbeat that is late. Whether there still is one: what is refused is given up, the next one being
+    /// a minute away.
+    async fn is_still_late(&self, to: &dyn Delivery, instance: &InstanceName) -> bool {
+        let Some((of, beat)) = self.late().clone().filter(|(of, _)| of == instance) else { return false };
+        match to.heartbeat(&of, &beat).await {
+            Err(error) if is_away(&error) => return true,
+            Err(error) => tracing::error!(error = %chain(&error), "a late heartbeat is refused; given up"),
+            Ok(()) => {}
+        }
+        // Unless another one is late meanwhile.
+        self.late().take_if(|(_, late)| *late == beat);
+        false
+    }
+
+    /// Drops a write that is refused for good. It is not stuck any more.
+    async fn give_up(&self, stuck: Stuck) -> bool {
+        let Stuck { entry, error } = stuck;
+        let (mandelbox, write) = (&entry.mandelbox, &entry.write);
+        tracing::error!(%mandelbox, ?write, error = %chain(&error), "a queued status is refused; given up");
+        self.queue.take(entry).await;
+        self.look();
+        false
+    }
+
+    /// No code that can panic runs under this lock.
+    fn late(&self) -> MutexGuard<'_, Option<(InstanceName, Heartbeat)>> {
+        self.late.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes now; when the database is away, or earlier writes wait, later and in order.
@@ -121,9 +189,7 @@ impl Outbox {
         };
         let mut cause = None;
         if self.queue.len() == 0 {
-            // The trait speaks of the row of this id; which allocation it is matters only later.
-            let now = Entry { created_ms: None, ..entry.clone() };
-            match to.deliver(&now).await {
+            match to.deliver(&entry).await {
                 Ok(()) => {
                     self.look();
                     return Ok(());
@@ -161,8 +227,7 @@ impl Outbox {
         beat: &Heartbeat,
     ) -> Result<()> {
         let answer = to.heartbeat(instance, beat).await;
-        let late = answer.is_err().then(|| (instance.clone(), *beat));
-        *self.late.lock().unwrap_or_else(PoisonError::into_inner) = late;
+        *self.late() = answer.as_ref().is_err_and(is_away).then(|| (instance.clone(), *beat));
         self.noticed(answer)
     }
 
@@ -173,3 +238,29 @@ impl Outbox {
         }
     }
 }
+
+impl Tries {
+    fn new() -> Self {
+        Self { pause: PAUSES.0, refused: None }
+    }
+
+    /// Whether it is tried again.
+    fn are_left(&mut self, stuck: &Stuck) -> bool {
+        if is_away(&stuck.error) {
+            self.refused = None;
+            return true;
+        }
+        let same = self.refused.take().filter(|(entry, _)| *entry == stuck.entry);
+        let (entry, since) = same.unwrap_or_else(|| (stuck.entry.clone(), Instant::now()));
+        self.refused = Some((entry, since));
+        since.elapsed() < REFUSED
+    }
+
+    async fn pause(&mut self) {
+        sleep(jittered(self.pause)).await;
+        self.pause = (self.pause * 2).min(PAUSES.1);
+    }
+}
+
+#[cfg(test)]
+mod tests;

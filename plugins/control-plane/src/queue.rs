@@ -1,7 +1,8 @@
 //! What could not be told while the database was away: mandelboxes' statuses and removals, in order, on disk.
 //!
-//! The file has one JSON object a line, and is there only while something is in it. Each line is synced before its write counts as accepted. A line may be delivered twice, after a crash in the middle of a
-//! delivery: a status never moves backwards, and each line says which allocation it is about.
+//! The file has one JSON object a line, and is there only while something is in it. Each line is synced before its
+//! write counts as accepted. A line may be delivered twice, after a crash in the middle of a delivery: a status never
+//! moves backwards, and each line says which allocation it is about.
 
 use std::{
     collections::VecDeque,
@@ -12,10 +13,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use host_core::{ErrorKind, InstanceName, MandelboxId, PluginError, chain, pubsub::MandelboxStatus};
+use host_core::{ErrorKind, InstanceName, MandelboxId, PluginError, pubsub::MandelboxStatus};
 use serde::{Deserialize, Serialize};
 
-use crate::{is_away, outbox::Delivery};
+use crate::{outbox::Delivery, rows::Raw};
 
 /// One write that waits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +40,33 @@ pub enum Write {
     Status(MandelboxStatus),
     /// It goes.
     Remove,
+}
+
+impl Entry {
+    /// What delivering it does: a status moves forward, and nothing happens to another allocation.
+    fn foresee(&self, rows: &mut Vec<Raw>) {
+        let is_meant = |row: &Raw| {
+            row.id == self.mandelbox.as_str()
+                && self.created_ms.is_none_or(|created| created == row.created_ms)
+        };
+        match self.write {
+            Write::Remove => rows.retain(|row| !is_meant(row)),
+            Write::Status(status) => {
+                for row in rows.iter_mut().filter(|row| is_meant(row)) {
+                    if MandelboxStatus::parse(&row.status).is_some_and(|earlier| earlier < status) {
+                        status.as_str().clone_into(&mut row.status);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A write that does not go through.
+#[derive(Debug)]
+pub(crate) struct Stuck {
+    pub(crate) entry: Entry,
+    pub(crate) error: PluginError,
 }
 
 /// The queue. Cloning it gives another handle of the same.
@@ -120,24 +148,19 @@ impl Queue {
         .await
     }
 
-    /// Tells the database everything, oldest first. What it refuses for good, as with a schema that does not fit,
-    /// stays and is tried again later; nothing after it overtakes it.
+    /// Tells the database everything, oldest first, until something fails. That stays, and nothing overtakes it.
     ///
     /// # Errors
-    /// The database is away.
-    pub(crate) async fn deliver(&self, to: &dyn Delivery) -> Result<(), PluginError> {
+    /// What failed, and why.
+    pub(crate) async fn deliver(&self, to: &dyn Delivery) -> Result<(), Stuck> {
         let _turn = self.turn.lock().await;
         let mut delivered = 0_usize;
         loop {
             let Some(entry) = self.lock().entries.front().cloned() else { break };
-            match to.deliver(&entry).await {
-                Ok(()) => self.delivered(entry).await,
-                Err(error) if is_away(&error) => return Err(error),
-                Err(error) => {
-                    tracing::error!(error = %chain(&error), left = self.len(), "a queued status is refused");
-                    break;
-                }
+            if let Err(error) = to.deliver(&entry).await {
+                return Err(Stuck { entry, error });
             }
+            self.take(entry).await;
             delivered += 1;
         }
         if delivered > 0 {
@@ -146,7 +169,15 @@ impl Queue {
         Ok(())
     }
 
-    async fn delivered(&self, entry: Entry) {
+    /// These rows as they will be when everything is delivered.
+    pub(crate) fn foresee(&self, instance: &InstanceName, rows: &mut Vec<Raw>) {
+        for entry in self.lock().entries.iter().filter(|entry| entry.instance == *instance) {
+            entry.foresee(rows);
+        }
+    }
+
+    /// The oldest entry is done with.
+    pub(crate) async fn take(&self, entry: Entry) {
         let done = self
             .blocking(move |path, waiting| {
                 // Unless it was forgotten meanwhile.

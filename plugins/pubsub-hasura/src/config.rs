@@ -10,6 +10,8 @@ use serde::{Deserialize, Deserializer, de};
 
 /// A lost change costs at most this.
 const LONGEST_POLL: Duration = Duration::from_secs(30);
+/// Hasura itself asks its database no more often, for all hosts together.
+const SHORTEST_POLL: Duration = Duration::from_secs(1);
 
 /// The section's keys.
 #[derive(Debug, Clone, Deserialize)]
@@ -38,9 +40,13 @@ pub struct Config {
     /// Certificate authorities (PEM) instead of this machine's.
     #[serde(deserialize_with = "path")]
     pub ca_file: Option<PathBuf>,
-    /// How often everything is read though nothing was heard; at most 30 s.
+    /// How often everything is read though nothing was heard; 1 s to 30 s.
     #[serde(deserialize_with = "poll")]
     pub poll: Duration,
+    /// How long a live query may not show what a read has, before it is made anew: several times as long as the server
+    /// takes (`HASURA_GRAPHQL_LIVE_QUERIES_MULTIPLEXED_REFETCH_INTERVAL`, 1 s), since each time costs a reconnect.
+    #[serde(deserialize_with = "duration")]
+    pub lag: Duration,
     /// Deadline of each operation. Shorter than `pubsub.timeout`, so that a status that cannot be written is queued
     /// before the host gives up.
     #[serde(deserialize_with = "duration")]
@@ -74,6 +80,7 @@ impl Default for Config {
             protocol: Protocol::Auto,
             ca_file: None,
             poll: LONGEST_POLL,
+            lag: Duration::from_secs(10),
             timeout: Duration::from_secs(3),
         }
     }
@@ -128,6 +135,9 @@ fn poll<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error
     if poll > LONGEST_POLL {
         return Err(de::Error::custom("at most \"30s\": a subscription may fall silent without a sign"));
     }
+    if poll < SHORTEST_POLL {
+        return Err(de::Error::custom("at least \"1s\": subscriptions show changes as soon as that"));
+    }
     Ok(poll)
 }
 
@@ -152,6 +162,8 @@ mod tests {
         for (section, hint) in [
             (json!({ "poll": "1m" }), "at most"),
             (json!({ "poll": "0s" }), "\"30s\""),
+            (json!({ "poll": "999ms" }), "at least"),
+            (json!({ "lag": "0s" }), "\"30s\""),
             (json!({ "url": "ws://h/v1/graphql" }), "https://hasura.example"),
             (json!({ "url": "https://u:hunter2@h/v1/graphql" }), "admin_secret"),
             (json!({ "admin_secret": "hunter2\n" }), "characters"),

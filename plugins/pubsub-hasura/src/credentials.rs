@@ -1,15 +1,18 @@
 //! What this host shows of itself, and what happens when that is refused.
 //!
 //! Refused credentials are not shown again for a minute, whoever asks: trying cannot help until somebody changes
-//! something, and a fleet with a wrong secret must not become a storm. A token that was replaced is tried at once.
+//! something, and a fleet with a wrong secret must not become a storm. Where the cause may be another, as with a 403 of
+//! who knows whom, the pause starts at two seconds and grows. A token that was replaced is tried at once.
 
 use std::{
-    path::PathBuf,
-    sync::{Mutex, PoisonError},
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use control_plane::jittered;
+use control_plane::shortened;
 use host_core::{ErrorKind, PluginError, Retry, pubsub::Result};
 use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
 use secrecy::{ExposeSecret, SecretString};
@@ -19,10 +22,12 @@ use crate::config::Config;
 
 const ADMIN_SECRET: HeaderName = HeaderName::from_static("x-hasura-admin-secret");
 const ROLE: HeaderName = HeaderName::from_static("x-hasura-role");
-/// From one refusal to the next try with the same.
+/// From a refusal of the credentials to the next try with the same.
 const PAUSE: Duration = Duration::from_secs(60);
+/// The same where it may not be the credentials; it doubles from one refusal to the next.
+const SHORT_PAUSE: Duration = Duration::from_secs(2);
 /// A token is a few KB.
-const LONGEST_TOKEN_BYTES: usize = 65_536;
+const LONGEST_TOKEN_BYTES: u64 = 65_536;
 
 /// Headers that say who this is.
 #[derive(Debug, Clone)]
@@ -41,6 +46,7 @@ pub(crate) struct Credentials {
 struct Refused {
     headers: Headers,
     until: Instant,
+    pause: Duration,
     why: String,
 }
 
@@ -72,32 +78,25 @@ impl Credentials {
         })
     }
 
-    /// What is shown now.
+    /// What is shown now. The caller has the deadline.
     ///
     /// # Errors
     /// `Denied` when these were refused a moment ago; `Invalid` when the token's file cannot be read.
     pub(crate) async fn headers(&self) -> Result<Headers> {
         let mut headers = self.fixed.clone();
         if let Some(file) = &self.token_file {
-            let unreadable = |why: String| {
-                let message = format!("pubsub.hasura.token_file, {}, cannot be used: {why}", file.display());
-                PluginError::new(ErrorKind::Invalid, message)
-            };
-            let token =
-                tokio::fs::read_to_string(file).await.map_err(|error| unreadable(error.to_string()))?;
-            let token = token.trim();
-            if token.is_empty() || token.len() > LONGEST_TOKEN_BYTES || HeaderValue::from_str(token).is_err()
-            {
-                return Err(unreadable("it holds no token".to_owned()));
-            }
-            headers.0.push((AUTHORIZATION, bearer(token)));
+            headers.0.push((AUTHORIZATION, bearer(token(file).await?.expose_secret())));
         }
-        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        refused.take_if(|refused| refused.until <= Instant::now() || !refused.headers.is_same(&headers));
-        match &*refused {
-            Some(refused) => Err(denied(&refused.why)),
-            None => Ok(headers),
+        let mut last = self.last_refusal();
+        last.take_if(|last| !last.headers.is_same(&headers));
+        match &*last {
+            Some(last) if last.until > Instant::now() => Err(denied(&last.why)),
+            _ => Ok(headers),
         }
+    }
+
+    fn last_refusal(&self) -> MutexGuard<'_, Option<Refused>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What goes with the websocket's upgrade; who this is follows in its first message.
@@ -107,11 +106,22 @@ impl Credentials {
 
     /// The server has refused these. The answer says so, to everybody who would show them again.
     pub(crate) fn refused(&self, headers: Headers, said: &PluginError) -> PluginError {
-        let why = format!("{said}; not tried again with the same within a minute");
-        let until = Instant::now() + jittered(PAUSE);
-        let refused = Refused { headers, until, why: why.clone() };
-        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(refused);
+        let (now, mut last) = (Instant::now(), self.last_refusal());
+        let pause = match last.as_ref().filter(|last| last.headers.is_same(&headers)) {
+            _ if said.retry() == Retry::Never => PAUSE,
+            None => SHORT_PAUSE,
+            // Of several that were under way at once.
+            Some(last) if last.until > now => last.pause,
+            Some(last) => (last.pause * 2).min(PAUSE),
+        };
+        let why = format!("{said}; not tried again with the same within {pause:?}");
+        *last = Some(Refused { headers, until: now + shortened(pause), pause, why: why.clone() });
         denied(&why)
+    }
+
+    /// The server believes this host, also after a pause.
+    pub(crate) fn believed(&self) {
+        self.last_refusal().take_if(|last| last.until <= Instant::now());
     }
 }
 
@@ -139,6 +149,31 @@ impl Headers {
     }
 }
 
+async fn token(file: &Path) -> Result<SecretString> {
+    let unreadable = |error: io::Error| {
+        let message = format!("pubsub.hasura.token_file, {}, cannot be used: {error}", file.display());
+        PluginError::new(ErrorKind::Invalid, message)
+    };
+    let path = file.to_owned();
+    let read = tokio::task::spawn_blocking(move || read_token(&path)).await;
+    read.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(unreadable)
+}
+
+/// Whatever else has that name may have no end, or wait for somebody.
+fn read_token(file: &Path) -> io::Result<SecretString> {
+    if !std::fs::metadata(file)?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let mut text = String::new();
+    let length = File::open(file)?.take(LONGEST_TOKEN_BYTES + 1).read_to_string(&mut text)?;
+    let token = text.trim();
+    let is_one = !token.is_empty() && HeaderValue::from_str(token).is_ok();
+    match is_one && length as u64 <= LONGEST_TOKEN_BYTES {
+        true => Ok(token.into()),
+        false => Err(io::Error::other("it holds no token")),
+    }
+}
+
 /// Until somebody replaces the secret, or the token.
 fn denied(why: &str) -> PluginError {
     PluginError::new(ErrorKind::Denied, why).with_retry(Retry::Later)
@@ -154,6 +189,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_was_refused_is_shown_again_a_minute_later_or_when_it_has_changed() {
+        let refusal = PluginError::new(ErrorKind::Denied, "no");
         let scratch = tempfile::tempdir().unwrap();
         let file = scratch.path().join("token");
         std::fs::write(&file, "one\n").unwrap();
@@ -161,14 +197,61 @@ mod tests {
         let credentials = Credentials::new(&config, None).unwrap();
         let headers = credentials.headers().await.unwrap();
         assert_eq!(headers.iter().collect::<Vec<_>>(), [("authorization", "Bearer one")]);
-        credentials.refused(headers, &denied("no"));
+        credentials.refused(headers, &refusal);
         assert_eq!(credentials.headers().await.unwrap_err().kind(), ErrorKind::Denied);
         std::fs::write(&file, "two").unwrap();
         let headers = credentials.headers().await.unwrap();
-        credentials.refused(headers, &denied("no"));
+        credentials.refused(headers, &refusal);
+        tokio::time::advance(PAUSE / 2).await;
         assert!(credentials.headers().await.is_err());
-        tokio::time::advance(PAUSE * 2).await;
+        tokio::time::advance(PAUSE / 2).await;
         assert!(credentials.headers().await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_the_cause_may_be_another_pauses_start_short_and_grow() {
+        let config = Config { token: Some("t".into()), ..Config::default() };
+        let credentials = Credentials::new(&config, None).unwrap();
+        for seconds in [2, 4, 8, 16, 32, 60, 60] {
+            let headers = credentials.headers().await.unwrap();
+            // Two requests at once are one refusal.
+            credentials.refused(headers.clone(), &denied("403"));
+            credentials.refused(headers, &denied("403"));
+            tokio::time::advance(Duration::from_secs(seconds) / 2).await;
+            assert!(credentials.headers().await.is_err(), "{seconds}");
+            tokio::time::advance(Duration::from_secs(seconds) / 2).await;
+        }
+        let headers = credentials.headers().await.unwrap();
+        credentials.believed();
+        credentials.refused(headers, &denied("403"));
+        tokio::time::advance(SHORT_PAUSE).await;
+        assert!(credentials.headers().await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn only_a_short_regular_file_is_a_token() {
+        let scratch = tempfile::tempdir().unwrap();
+        let file = scratch.path().join("token");
+        let config = |file: &Path| Config { token_file: Some(file.to_owned()), ..Config::default() };
+        let said = async |file: &Path| {
+            let credentials = Credentials::new(&config(file), None).unwrap();
+            credentials.headers().await.map(drop).map_err(|error| error.to_string())
+        };
+        assert!(said(&file).await.is_err(), "there is none");
+        for (text, is_one) in [
+            (String::new(), false),
+            (" \n".to_owned(), false),
+            ("a\nb".to_owned(), false),
+            ("t".repeat(65_536), true),
+            ("t".repeat(65_537), false),
+        ] {
+            std::fs::write(&file, &text).unwrap();
+            assert_eq!(said(&file).await.is_ok(), is_one, "{} bytes", text.len());
+        }
+        // It never ends.
+        let error = said(Path::new("/dev/zero")).await.unwrap_err();
+        assert!(error.contains("no regular file"), "{error}");
+        assert!(said(scratch.path()).await.is_err());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{error::Error as StdError, time::Duration};
 
 use control_plane::short;
-use host_core::{ErrorKind, PluginError};
+use host_core::{ErrorKind, PluginError, Retry};
 use serde_json::Value;
 use tokio_tungstenite::tungstenite::{self, error::CapacityError, protocol::CloseFrame};
 
@@ -88,7 +88,7 @@ pub(crate) fn refuses_credentials(code: &str) -> bool {
     )
 }
 
-/// The credentials themselves are refused.
+/// The credentials themselves are refused: the same will be until somebody changes something.
 pub(crate) fn refused(doing: &str, said: &str) -> PluginError {
     let text = short(said);
     let message = format!(
@@ -124,11 +124,16 @@ pub(crate) fn of_http(doing: &str, error: reqwest::Error) -> PluginError {
     PluginError::new(kind, format!("{doing}: Hasura is not reached")).with_source(error.without_url())
 }
 
+/// The credentials may be at fault, or who answers is: an authentication hook that is away, a proxy.
+pub(crate) fn doubted(doing: &str, said: &str) -> PluginError {
+    refused(doing, said).with_retry(Retry::Later)
+}
+
 /// An HTTP status that is no answer to a query.
 pub(crate) fn of_status(doing: &str, status: u16) -> PluginError {
     let what = format!("the answer is HTTP status {status}");
     match status {
-        401 | 403 => refused(doing, &what),
+        401 | 403 => doubted(doing, &what),
         408 | 429 | 500.. => unavailable(doing, &what),
         404 => invalid(doing, &format!("{what}; pubsub.hasura.url ends in /v1/graphql as a rule")),
         300..=399 => invalid(doing, &format!("{what}; redirects are not followed")),

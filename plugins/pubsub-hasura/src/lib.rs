@@ -1,16 +1,17 @@
 //! Hasura in front of PostgreSQL: desired state by live queries, reports by mutations.
 //!
 //! ```text
-//!  watch ──▶ Socket: two live queries ──▶ full state after each result; full read on connecting, on a clock, on alarms
+//!  watch ──▶ Socket: two live queries ──▶ full read after each news, on connecting, on a clock, on alarms
 //!  claim, heartbeat, register, … ──▶ Server: one mutation over HTTP, conditional and thereby atomic
-//!  set_status, remove ──▶ Server; when it is away ──▶ Outbox (on disk) ──▶ delivered by the next watch
+//!  set_status, remove ──▶ Server; when it is away ──▶ Outbox (on disk) ──▶ delivered beside the next watch
 //! ```
 //!
 //! Invariants:
-//! - A subscription's result is the full state. None is relied on: everything is read at least every 30 s.
+//! - A subscription's result is only a wake-up. What a host acts on is always a full read, and one happens on connecting,
+//!   and at least every 30 s.
 //! - A connection that ends, for whatever reason that is not ours, ends the watch; the host watches again.
 //! - No operation waits without a deadline, and nothing is taken in without a limit.
-//! - Credentials that were refused are not shown again for a minute.
+//! - Credentials that were refused are not shown again for a while, at most a minute.
 //! - A status or a removal that is accepted (`Ok`) is in the database or on disk, and is delivered in order.
 //!
 //! This crate spawns no task: the watch does what is to be done in the background.
@@ -69,6 +70,7 @@ struct Shared {
     server: Server,
     outbox: Outbox,
     poll: Duration,
+    lag: Duration,
 }
 
 impl HasuraPubSub {
@@ -86,7 +88,10 @@ impl HasuraPubSub {
         })??;
         let outbox = Outbox::open(context, QUEUE).await?;
         statements::check(&server).await?;
-        Ok(Self { shared: Arc::new(Shared { server, outbox, poll: config.poll }), create: local })
+        Ok(Self {
+            shared: Arc::new(Shared { server, outbox, poll: config.poll, lag: config.lag }),
+            create: local,
+        })
     }
 }
 

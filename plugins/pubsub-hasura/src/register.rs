@@ -25,8 +25,10 @@ pub(crate) async fn register(
         let row = look(server, facts).await?;
         let done = match (decide(row.as_ref(), facts, create)?, row) {
             (Step::Leave(status), _) => return Ok(Registered::Unwanted(status)),
+            (Step::Create, _) => make(server, facts, beat).await?,
             (Step::Activate, Some(seen)) => activate(server, facts, beat, &seen).await?,
-            (Step::Activate | Step::Create, _) => make(server, facts, beat).await?,
+            // What is not there cannot be activated.
+            (Step::Activate, None) => false,
         };
         if done {
             return Ok(Registered::Active);

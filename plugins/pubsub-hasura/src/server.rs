@@ -62,7 +62,10 @@ impl Server {
         };
         let credentials = Credentials::new(config, admin_secret)?;
         let encrypted = url.scheme() == "https";
-        if !encrypted && says_who && !is_near(&url) {
+        if !encrypted && config.ca_file.is_some() {
+            return Err(invalid("ca_file: it is of no use, since pubsub.hasura.url is not https"));
+        }
+        if !encrypted && !is_near(&url) && (says_who || !config.headers.is_empty()) {
             tracing::warn!("pubsub.hasura.url is not https: secrets travel where others can read them");
         }
         let tls = tls::config(config.ca_file.as_deref(), encrypted)?;
@@ -97,9 +100,17 @@ impl Server {
         }
     }
 
-    /// The server does not have the subprotocol that it was asked for. Whether there is another one to ask for.
-    pub(crate) fn fall_back(&self) -> bool {
-        self.protocol == Protocol::Auto && !self.is_old.swap(true, Ordering::Relaxed)
+    /// What to ask for when the server does not have this one.
+    pub(crate) fn fall_back(&self, from: Dialect) -> Option<Dialect> {
+        (self.protocol == Protocol::Auto && from == Dialect::Transport).then_some(Dialect::Legacy)
+    }
+
+    /// A connection was acknowledged. An upgrade alone is no proof: anybody may have answered it.
+    pub(crate) fn acknowledged(&self, dialect: Dialect) {
+        self.credentials.believed();
+        if dialect == Dialect::Legacy && !self.is_old.swap(true, Ordering::Relaxed) {
+            tracing::info!("speaking the legacy subprotocol with Hasura");
+        }
     }
 
     /// Runs a query or a mutation, once.
@@ -111,8 +122,12 @@ impl Server {
         let body = serde_json::to_vec(&operation).map_err(|error| {
             PluginError::new(ErrorKind::Internal, format!("{doing}: no request")).with_source(error)
         })?;
-        let headers = self.credentials.headers().await?;
-        let body = self.within(doing, self.ask(doing, &headers, body)).await?;
+        let asked = async {
+            let headers = self.credentials.headers().await?;
+            let body = self.ask(doing, &headers, body).await?;
+            Ok((headers, body))
+        };
+        let (headers, body) = self.within(doing, asked).await?;
         let answer: Answer<'_> = serde_json::from_slice(&body)
             .map_err(|error| failure::invalid(doing, "what answers is no Hasura").with_source(error))?;
         self.read(doing, headers, &answer)
@@ -146,6 +161,7 @@ impl Server {
             }
             return Err(failure::of_server(doing, &said));
         }
+        self.credentials.believed();
         let data = answer.data.map_or("null", |data| data.get());
         serde_json::from_str(data)
             .map_err(|error| failure::invalid(doing, "the answer does not fit the schema").with_source(error))

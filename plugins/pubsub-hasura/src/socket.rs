@@ -2,7 +2,7 @@
 //!
 //! It has no task: whoever waits on it drives it, and dropping it closes the connection.
 
-use std::time::Duration;
+use std::{io, net::SocketAddr, time::Duration};
 
 use futures::{SinkExt, StreamExt};
 use host_core::{ErrorKind, PluginError, pubsub::Result};
@@ -10,8 +10,8 @@ use http::{HeaderValue, header::SEC_WEBSOCKET_PROTOCOL};
 use rustls_pki_types::ServerName;
 use serde::Serialize;
 use tokio::{
-    net::TcpStream,
-    time::{Instant, timeout_at},
+    net::{TcpStream, lookup_host},
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_tungstenite::{
@@ -80,14 +80,12 @@ impl Socket {
     /// Connects and is acknowledged. The caller has the deadline. `patience` is how long a live server is ever silent.
     pub(crate) async fn open(server: &Server, patience: Duration, doing: &str) -> Result<Self> {
         let headers = server.credentials.headers().await?;
-        let (stream, dialect) = loop {
-            let dialect = server.dialect();
-            match upgrade(server, dialect, doing).await {
-                Ok(stream) => break (stream, dialect),
-                Err(Attempt::OtherDialect(_)) if server.fall_back() => {
-                    tracing::info!("Hasura speaks only the legacy subprotocol");
-                }
-                Err(Attempt::OtherDialect(error) | Attempt::Failed(error)) => return Err(error),
+        let mut dialect = server.dialect();
+        let stream = loop {
+            dialect = match (upgrade(server, dialect, doing).await, server.fall_back(dialect)) {
+                (Ok(stream), _) => break stream,
+                (Err(Attempt::OtherDialect(_)), Some(other)) => other,
+                (Err(Attempt::OtherDialect(error) | Attempt::Failed(error)), _) => return Err(error),
             }
         };
         let now = Instant::now();
@@ -95,10 +93,14 @@ impl Socket {
         let meter = Meter { since: now, frames: 0, bytes: 0 };
         let mut socket = Self { stream, dialect, headers, quiet, meter };
         match socket.acknowledged(doing).await {
+            Ok(()) => {
+                server.acknowledged(dialect);
+                Ok(socket)
+            }
             Err(error) if error.kind() == ErrorKind::Denied => {
                 Err(server.credentials.refused(socket.headers, &error))
             }
-            done => done.map(|()| socket),
+            Err(error) => Err(error),
         }
     }
 
@@ -111,7 +113,11 @@ impl Socket {
                 Frame::Ping => self.send(doing, frames::pong()).await?,
                 Frame::Refused(why) => {
                     let said = failure::said(&value(why));
-                    return Err(failure::refused(doing, &said.message));
+                    // As a rule it is a text, without a code.
+                    return Err(match failure::refuses_credentials(&said.code) {
+                        true => failure::refused(doing, &said.message),
+                        false => failure::doubted(doing, &said.message),
+                    });
                 }
                 _ => {}
             }
@@ -251,15 +257,59 @@ fn request(
     Ok(request)
 }
 
-async fn connect(server: &Server) -> std::io::Result<Stream> {
+async fn connect(server: &Server) -> io::Result<Stream> {
     let host = server.url.host_str().unwrap_or_default().trim_matches(['[', ']']);
     let port = server.url.port_or_known_default().unwrap_or(443);
-    let stream = TcpStream::connect((host, port)).await?;
+    let addresses: Vec<_> = lookup_host((host, port)).await?.collect();
+    let stream = reach(&addresses, server.timeout).await?;
     stream.set_nodelay(true)?;
     if server.url.scheme() != "https" {
         return Ok(Either::Left(stream));
     }
-    let name = ServerName::try_from(host.to_owned()).map_err(std::io::Error::other)?;
+    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
     let stream = TlsConnector::from(server.tls.clone()).connect(name, stream).await?;
     Ok(Either::Right(stream))
+}
+
+/// The first address that answers. One that does not leaves the others their part of `limit`.
+async fn reach(addresses: &[SocketAddr], limit: Duration) -> io::Result<TcpStream> {
+    let each = limit / u32::try_from(addresses.len()).unwrap_or(u32::MAX).saturating_add(1);
+    let mut failure = io::Error::from(io::ErrorKind::NotFound);
+    for address in addresses {
+        failure = match timeout(each, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => error,
+            Err(_) => io::ErrorKind::TimedOut.into(),
+        };
+    }
+    Err(failure)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use tokio::net::{TcpListener, TcpSocket};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_does_not_answer_leaves_time_for_the_next() {
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        // Its queue is full, so that nobody is answered any more.
+        let full = TcpSocket::new_v4().unwrap();
+        full.bind(any).unwrap();
+        let full = full.listen(1).unwrap();
+        let mut waiting = Vec::new();
+        while let Ok(stream) =
+            timeout(Duration::from_millis(200), TcpStream::connect(full.local_addr().unwrap())).await
+        {
+            waiting.push(stream.unwrap());
+        }
+        let live = TcpListener::bind(any).await.unwrap();
+        let addresses = [full.local_addr().unwrap(), live.local_addr().unwrap()];
+        let stream = reach(&addresses, Duration::from_secs(2)).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), addresses[1]);
+        assert!(reach(&[], Duration::from_secs(2)).await.is_err());
+    }
 }

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use control_plane::{Delivery, Entry, Raw, Read, Ripe, Write, short};
 use cynic::{MutationBuilder, QueryBuilder};
 use host_core::{
-    ErrorKind, InstanceName, MandelboxId, PluginError,
+    ErrorKind, InstanceName, MandelboxId, PluginError, Retry,
     pubsub::{Allocation, Claim, Heartbeat, MandelboxRow, MandelboxStatus, Result, StaleAfter},
 };
 
@@ -76,11 +76,13 @@ impl Delivery for Server {
                 let earlier = MandelboxStatus::ALL.iter().filter(|earlier| **earlier < status);
                 let before = Some(earlier.map(|status| status.as_str()).collect());
                 let moved = ops::Moved { instance, id, status: status.as_str(), before, from, to };
-                self.run("writing a mandelbox's status", ops::MoveMandelbox::build(moved)).await.map(drop)
+                let mutation = ops::MoveMandelbox::build(moved);
+                self.run("writing a mandelbox's status", mutation).await.map(drop).map_err(passing)
             }
             Write::Remove => {
                 let one = ops::One { instance, id, from, to };
-                self.run("removing a mandelbox's row", ops::RemoveMandelbox::build(one)).await.map(drop)
+                let mutation = ops::RemoveMandelbox::build(one);
+                self.run("removing a mandelbox's row", mutation).await.map(drop).map_err(passing)
             }
         }
     }
@@ -93,7 +95,16 @@ impl Delivery for Server {
             cpu: Bigint(beat.nanocpus_remaining),
             vram: Bigint(beat.gpu_vram_remaining_kb),
         };
-        self.run("writing a heartbeat", ops::BeatInstance::build(beat)).await.map(drop)
+        self.run("writing a heartbeat", ops::BeatInstance::build(beat)).await.map(drop).map_err(passing)
+    }
+}
+
+/// Nothing is wrong with a status, and the server was right when this host connected. So what is called invalid is for
+/// the moment only: a source is inconsistent, a proxy answers during a deployment, the token's file is being replaced.
+fn passing(error: PluginError) -> PluginError {
+    match error.kind() {
+        ErrorKind::Invalid => error.with_retry(Retry::Later),
+        _ => error,
     }
 }
 

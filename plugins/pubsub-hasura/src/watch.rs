@@ -1,21 +1,22 @@
-//! A watch of one host: two live queries over one websocket, and a full read on connecting, on a clock and on alarms.
+//! A watch of one host: two live queries over one websocket as wake-ups, and a full read over HTTP after each of them.
 //!
 //! ```text
-//!   connect ──▶ subscribe ──▶ deliver the queue ──▶ read ──▶ yield ──▶ wait ─┐
-//!                                     ▲                                     ├── a new result ──▶ yield
-//!                                     └────────── poll · alarm ◀────────────┘
+//!   connect ──▶ subscribe ──▶ read ──▶ yield ──▶ wait ─┐
+//!                              ▲                      │
+//!                              └─ news · poll · alarm ◀┘        beside it: deliver the queue
 //! ```
 //!
-//! A live query sends its full result whenever that has changed, so what is shown last is what there is. But one may
-//! fall silent without a sign, after a restart of the database for example: so everything is read on a clock, and a
-//! subscription that has not shown for a while what a read has, ends the watch. So does every error and every close;
-//! the host watches again.
+//! A result of a live query is never taken for what there is: it may have been under way, or in a buffer, while
+//! something newer was read. One that differs from the last read is a reason to read again; and it shows that its
+//! subscription lives. A subscription may fall silent without a sign, after a restart of the database for example: so
+//! everything is read on a clock, too, and a subscription that has not shown for a while what a read has, ends the
+//! watch. So does every error and every close; the host watches again.
 //!
 //! The stream has no task of its own: it works while it is polled, and dropping it closes the connection.
 
 use std::{sync::Arc, time::Duration};
 
-use control_plane::{Raw, Read, Reader, Watching, jittered};
+use control_plane::{Raw, Read, Reader, Watching, shortened};
 use cynic::SubscriptionBuilder;
 use futures::{StreamExt, stream, stream::BoxStream};
 use host_core::{
@@ -47,22 +48,21 @@ struct Watch {
     alarm: watch::Receiver<u64>,
     watching: Watching,
     reader: Reader,
-    /// What there is, from whoever said so last.
+    /// What there is, as it was read last.
     now: Read,
-    /// What the subscriptions have shown.
-    shown: Shown,
-    /// Since when they show something else than what was read.
-    doubt: bool,
+    host: Subscription<Option<String>>,
+    mandelboxes: Subscription<Vec<Raw>>,
     read_at: Instant,
-    /// The next read because of an alarm begins no sooner: in a burst the host takes at most half of the time.
+    /// The next read because of news begins no sooner: in a burst the host takes at most half of the time.
     rested_at: Instant,
 }
 
+/// What a live query has shown.
 #[derive(Debug, Default)]
-struct Shown {
-    /// `Some(None)`: the host has no row.
-    instance: Option<Option<String>>,
-    mandelboxes: Option<Vec<Raw>>,
+struct Subscription<T> {
+    shown: Option<T>,
+    /// Until when it has to show what was read. Whatever it shows, it lives.
+    doubted_until: Option<Instant>,
 }
 
 /// A stream of full states, the first one already read.
@@ -72,7 +72,29 @@ pub(crate) async fn watch(
 ) -> Result<BoxStream<'static, Result<DesiredState>>> {
     // Before anything is read, so that no change falls between.
     let alarm = shared.outbox.alarm();
-    let socket = shared.server.within(DOING, Box::pin(subscribed(shared, instance))).await?;
+    // One deadline for all: a host does not wait much longer for its first state.
+    let begun = shared.server.within(DOING, Box::pin(begin(shared, instance, alarm))).await;
+    let (watch, first) = begun?;
+    let (of, instance) = (Arc::clone(shared), instance.clone());
+    let delivering = Box::pin(async move { of.outbox.keep_delivering(&of.server, &instance).await });
+    let rest = stream::unfold(Some((watch, delivering)), |both| async move {
+        let (mut watch, mut delivering) = both?;
+        let state = tokio::select! {
+            state = watch.next() => state,
+            never = &mut delivering => match never {},
+        };
+        let left = state.is_ok().then_some((watch, delivering));
+        Some((state, left))
+    });
+    Ok(stream::iter([Ok(first)]).chain(rest).boxed())
+}
+
+async fn begin(
+    shared: &Arc<Shared>,
+    instance: &InstanceName,
+    alarm: watch::Receiver<u64>,
+) -> Result<(Watch, DesiredState)> {
+    let socket = subscribed(shared, instance).await?;
     let now = Instant::now();
     let mut watch = Watch {
         shared: Arc::clone(shared),
@@ -82,21 +104,13 @@ pub(crate) async fn watch(
         watching: shared.outbox.seen.watching(instance),
         reader: Reader::default(),
         now: Read::default(),
-        shown: Shown::default(),
-        doubt: false,
+        host: Subscription::default(),
+        mandelboxes: Subscription::default(),
         read_at: now,
         rested_at: now,
     };
-    watch.catch_up().await?;
-    let first = watch.state()?;
-    let rest = stream::unfold(Some(watch), |watch| async move {
-        let mut watch = watch?;
-        match watch.next().await {
-            Ok(state) => Some((Ok(state), Some(watch))),
-            Err(error) => Some((Err(error), None)),
-        }
-    });
-    Ok(stream::iter([Ok(first)]).chain(rest).boxed())
+    let first = watch.catch_up().await?;
+    Ok((watch, first))
 }
 
 async fn subscribed(shared: &Shared, instance: &InstanceName) -> Result<Socket> {
@@ -109,94 +123,89 @@ async fn subscribed(shared: &Shared, instance: &InstanceName) -> Result<Socket> 
 }
 
 impl Watch {
-    /// Waits until there is something to yield.
+    /// Waits until there is a reason to read, and reads.
     async fn next(&mut self) -> Result<DesiredState> {
         loop {
             tokio::select! {
                 result = self.socket.next(DOING) => {
                     if self.take(&result?)? {
-                        return self.state();
+                        self.read_soon();
                     }
                 }
                 alarmed = self.alarm.changed() => {
                     // The sender lives in `shared`, so it is never gone.
                     let _ = alarmed;
-                    sleep_until(self.rested_at).await;
-                    self.catch_up().await?;
-                    return self.state();
+                    self.read_soon();
                 }
-                () = sleep_until(self.read_at) => {
-                    self.catch_up().await?;
-                    self.doubt_subscriptions()?;
-                    return self.state();
-                }
+                () = sleep_until(self.read_at) => return self.catch_up().await,
             }
         }
     }
 
-    fn state(&mut self) -> Result<DesiredState> {
-        self.watching.saw(&self.now.mandelboxes);
-        self.reader.understand(&self.now)
+    /// At once, or after a rest, in which more may come in that is read with it.
+    fn read_soon(&mut self) {
+        self.read_at = self.read_at.min(self.rested_at);
     }
 
-    /// Delivers what waits, then reads everything.
-    async fn catch_up(&mut self) -> Result<()> {
+    /// Reads everything.
+    async fn catch_up(&mut self) -> Result<DesiredState> {
         self.alarm.mark_unchanged();
-        let Shared { server, outbox, poll } = &*self.shared;
-        outbox.catch_up(server, &self.instance).await?;
+        let Shared { server, outbox, poll, lag } = &*self.shared;
         let begun = Instant::now();
         self.now = statements::read(server, &self.instance).await?;
-        self.rested_at = Instant::now() + begun.elapsed();
-        self.read_at = Instant::now() + jittered(*poll).min(*poll);
-        Ok(())
+        let now = Instant::now();
+        self.rested_at = now + begun.elapsed();
+        self.read_at = now + shortened(*poll);
+        for doubted in
+            [self.host.judge(&self.now.instance, *lag)?, self.mandelboxes.judge(&self.now.mandelboxes, *lag)?]
+        {
+            self.read_at = doubted.map_or(self.read_at, |until| self.read_at.min(until));
+        }
+        self.watching.saw(&self.now.mandelboxes);
+        let mut foreseen = self.now.clone();
+        outbox.foresee(&self.instance, &mut foreseen.mandelboxes);
+        self.reader.understand(&foreseen)
     }
 
-    /// A result of a subscription. Whether it says anything new.
+    /// A result of a subscription. Whether it shows something else than what was read.
     fn take(&mut self, result: &Payload) -> Result<bool> {
         let answer: Answer<'_> = serde_json::from_str(&result.json)
             .map_err(|error| failure::invalid(DOING, "a result cannot be read").with_source(error))?;
-        self.doubt = false;
         let (server, headers) = (&self.shared.server, || self.socket.headers.clone());
-        match result.id.as_str() {
+        Ok(match result.id.as_str() {
             INSTANCE => {
                 let rows: ops::WatchInstance = server.read(DOING, headers(), &answer)?;
-                let status = statements::status(rows.cloud_instance_info);
-                let is_new = self.now.instance != status;
-                self.now.instance.clone_from(&status);
-                self.shown.instance = Some(status);
-                Ok(is_new)
+                self.host.show(statements::status(rows.cloud_instance_info), &self.now.instance)
             }
             MANDELBOXES => {
                 let rows: ops::WatchMandelboxes = server.read(DOING, headers(), &answer)?;
-                let rows: Vec<_> = rows.cloud_mandelbox_info.into_iter().map(Raw::from).collect();
-                let is_new = self.now.mandelboxes != rows;
-                self.now.mandelboxes.clone_from(&rows);
-                self.shown.mandelboxes = Some(rows);
-                Ok(is_new)
+                let rows = rows.cloud_mandelbox_info.into_iter().map(Raw::from).collect();
+                self.mandelboxes.show(rows, &self.now.mandelboxes)
             }
-            _ => Ok(false),
-        }
+            _ => false,
+        })
+    }
+}
+
+impl<T: PartialEq> Subscription<T> {
+    /// Whether this is something else than what was read.
+    fn show(&mut self, shown: T, read: &T) -> bool {
+        let is_news = shown != *read;
+        *self = Self { shown: Some(shown), doubted_until: None };
+        is_news
     }
 
-    /// After a read: subscriptions that do not show it yet have until the next read, which is soon.
-    fn doubt_subscriptions(&mut self) -> Result<()> {
-        let shown = self.shown.instance.as_ref() == Some(&self.now.instance)
-            && self.shown.mandelboxes.as_ref() == Some(&self.now.mandelboxes);
-        if shown {
-            self.doubt = false;
-            return Ok(());
-        }
-        if self.doubt {
-            let what = "a subscription has fallen silent: it does not show what there is";
-            return Err(failure::unavailable(DOING, what));
-        }
-        self.doubt = true;
-        self.read_at = self.read_at.min(Instant::now() + self.grace());
-        Ok(())
-    }
-
-    /// Many times as long as a change takes to be shown.
-    fn grace(&self) -> Duration {
-        self.shared.poll / 3
+    /// After a read. Until when it is doubted.
+    fn judge(&mut self, read: &T, lag: Duration) -> Result<Option<Instant>> {
+        let now = Instant::now();
+        self.doubted_until = match self.doubted_until {
+            _ if self.shown.as_ref() == Some(read) => None,
+            Some(until) if until <= now => {
+                let what = "a subscription has fallen silent: it does not show what there is";
+                return Err(failure::unavailable(DOING, what));
+            }
+            doubted => Some(doubted.unwrap_or(now + lag)),
+        };
+        Ok(self.doubted_until)
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //!  watch ──▶ Ear: LISTEN on the host's own channel ──▶ full read after each wake-up, poll or alarm
 //!  claim, heartbeat, register, … ──▶ Database: pooled connections, one statement each, each with a deadline
-//!  set_status, remove ──▶ Database; when it is away ──▶ Outbox (on disk) ──▶ delivered by the next watch
+//!  set_status, remove ──▶ Database; when it is away ──▶ Outbox (on disk) ──▶ delivered beside the next watch
 //! ```
 //!
 //! Invariants:

@@ -1,13 +1,14 @@
 //! A watch of one host: a connection that listens, and a full read after every wake-up.
 //!
 //! ```text
-//!   connect, LISTEN ──▶ deliver the queue ──▶ read ──▶ yield ──▶ wait for a wake-up ─┐
-//!                            ▲                                                      │
-//!                            └── notification · poll · alarm ◀──────────────────────┘
+//!   connect, LISTEN ──▶ read ──▶ yield ──▶ wait for a wake-up ─┐
+//!                        ▲                                    │
+//!                        └──── notification · poll · alarm ◀──┘        beside it: deliver the queue
 //! ```
 //!
 //! The stream has no task of its own: it works while it is polled, and dropping it closes the connection. It is also
-//! what delivers the queue, because it is the first to know that the database is back.
+//! what delivers the queue, because it is the first to know that the database is back; what does not go through keeps
+//! nothing from being read.
 
 use std::{sync::Arc, time::Duration};
 
@@ -59,7 +60,29 @@ pub(crate) async fn watch(
 ) -> Result<BoxStream<'static, Result<DesiredState>>> {
     // Before anything is read, so that no change falls between.
     let alarm = shared.outbox.alarm();
-    let ear = shared.database.within(DOING, Ear::open(&shared.database, instance, DOING)).await?;
+    // One deadline for all: a host does not wait much longer for its first state.
+    let begun = shared.database.within(DOING, Box::pin(begin(shared, instance, alarm))).await;
+    let (watch, first) = begun?;
+    let (of, instance) = (Arc::clone(shared), instance.clone());
+    let delivering = Box::pin(async move { of.outbox.keep_delivering(&of.database, &instance).await });
+    let rest = stream::unfold(Some((watch, delivering)), |both| async move {
+        let (mut watch, mut delivering) = both?;
+        let state = tokio::select! {
+            state = watch.next() => state,
+            never = &mut delivering => match never {},
+        };
+        let left = state.is_ok().then_some((watch, delivering));
+        Some((state, left))
+    });
+    Ok(stream::iter([Ok(first)]).chain(rest).boxed())
+}
+
+async fn begin(
+    shared: &Arc<Shared>,
+    instance: &InstanceName,
+    alarm: watch::Receiver<u64>,
+) -> Result<(Watch, DesiredState)> {
+    let ear = Ear::open(&shared.database, instance, DOING).await?;
     tracing::debug!(channel = ear.channel(), "listening");
     let now = Instant::now();
     let mut watch = Watch {
@@ -74,15 +97,8 @@ pub(crate) async fn watch(
         poll_at: now,
         rested_at: now,
     };
-    let first = Box::pin(watch.catch_up()).await?;
-    let rest = stream::unfold(Some(watch), |watch| async move {
-        let mut watch = watch?;
-        match watch.next().await {
-            Ok(state) => Some((Ok(state), Some(watch))),
-            Err(error) => Some((Err(error), None)),
-        }
-    });
-    Ok(stream::iter([Ok(first)]).chain(rest).boxed())
+    let first = watch.catch_up().await?;
+    Ok((watch, first))
 }
 
 impl Watch {
@@ -91,17 +107,16 @@ impl Watch {
         self.catch_up().await
     }
 
-    /// Delivers what waits, then reads everything.
+    /// Reads everything.
     async fn catch_up(&mut self) -> Result<DesiredState> {
         self.alarm.mark_unchanged();
-        let shared = Arc::clone(&self.shared);
-        self.ear.meanwhile(DOING, shared.outbox.catch_up(&shared.database, &self.instance)).await??;
         self.ear.take_change();
         let begun = Instant::now();
-        let read = self.read().await?;
+        let mut read = self.read().await?;
         self.rested_at = Instant::now() + begun.elapsed();
         self.poll_at = Instant::now() + self.period();
         self.watching.saw(&read.mandelboxes);
+        self.shared.outbox.foresee(&self.instance, &mut read.mandelboxes);
         self.reader.understand(&read)
     }
 

@@ -81,6 +81,11 @@ async fn answer(
     if shared.faults().mute {
         return pending().await;
     }
+    if let Some(status) = shared.faults().proxy {
+        let mut page = Response::new(Full::from("<html><body>nothing here</body></html>"));
+        *page.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
+        return page;
+    }
     let is_upgrade = request.headers().contains_key(SEC_WEBSOCKET_KEY);
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/v1/graphql" | "/v1alpha1/graphql" | "/v1beta1/relay") if is_upgrade => {
@@ -119,10 +124,17 @@ impl Shared {
         if self.faults().no_database {
             return json!({ "errors": [Fault::connection().json("$")] });
         }
-        let answer = match live {
+        if self.faults().inconsistent {
+            let fault = Fault::validation("field 'cloud_mandelbox_info' not found in type: 'query_root'");
+            return json!({ "errors": [fault.json("$")] });
+        }
+        let mut answer = match live {
             true => engine.poll(operation, caller).await,
             false => engine.execute(operation, caller).await,
         };
+        if self.faults().partial {
+            answer["errors"] = json!([Fault::connection().json("$")]);
+        }
         if self.setup.stringify { stringified(answer) } else { answer }
     }
 }

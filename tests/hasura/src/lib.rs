@@ -75,7 +75,7 @@ impl Default for Setup {
 }
 
 /// What goes wrong at the moment.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Faults {
     /// Connections are accepted, and nobody ever answers.
     pub mute: bool,
@@ -87,6 +87,14 @@ pub struct Faults {
     pub flood: bool,
     /// The database does not answer: every result carries an error.
     pub no_database: bool,
+    /// Results of live queries are held back, to be sent in order when that is over: they are on the way.
+    pub held: bool,
+    /// Results carry an error beside their data.
+    pub partial: bool,
+    /// A source is inconsistent, so that its tables' fields are unknown.
+    pub inconsistent: bool,
+    /// Somebody else answers, with this status and a page: a proxy, while the server is deployed.
+    pub proxy: Option<u16>,
     /// It is about to end: websockets are refused with 503.
     pub shutting_down: bool,
 }
@@ -117,6 +125,7 @@ struct Shared {
     requests: AtomicU64,
     upgrades: AtomicU64,
     refusals: AtomicU64,
+    held: AtomicU64,
 }
 
 #[derive(Default)]
@@ -167,6 +176,7 @@ impl StandIn {
             requests: AtomicU64::new(0),
             upgrades: AtomicU64::new(0),
             refusals: AtomicU64::new(0),
+            held: AtomicU64::new(0),
         });
         Self::serve(shared, "127.0.0.1:0".parse()?).await
     }
@@ -320,6 +330,18 @@ impl StandIn {
     #[must_use]
     pub fn upgrades(&self) -> u64 {
         self.shared.upgrades.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing goes wrong.
+    #[must_use]
+    pub fn is_well(&self) -> bool {
+        self.shared.faults() == Faults::default()
+    }
+
+    /// How many results were ever held back.
+    #[must_use]
+    pub fn held(&self) -> u64 {
+        self.shared.held.load(Ordering::Relaxed)
     }
 
     /// How often credentials were refused.

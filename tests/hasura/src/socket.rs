@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     future::pending,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant as Clock},
 };
 
@@ -82,6 +82,8 @@ struct Connection {
     caller: Option<Caller>,
     expires: Option<Instant>,
     live: BTreeMap<String, Live>,
+    /// Results that are held back.
+    held: Vec<Value>,
 }
 
 /// A live query.
@@ -98,8 +100,16 @@ pub(crate) async fn serve(shared: Arc<Shared>, stream: Stream, dialect: Dialect,
     let (sender, orders) = mpsc::unbounded_channel();
     shared.lock().sockets.insert(number, sender);
     let of = shared.clone();
-    let mut connection =
-        Connection { shared, stream, dialect, headers, caller: None, expires: None, live: BTreeMap::new() };
+    let mut connection = Connection {
+        shared,
+        stream,
+        dialect,
+        headers,
+        caller: None,
+        expires: None,
+        live: BTreeMap::new(),
+        held: Vec::new(),
+    };
     if let End::Close(code, reason) = connection.run(orders).await {
         let frame = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
         // Whoever does not wait for the answer is gone already.
@@ -131,6 +141,9 @@ impl Connection {
         loop {
             let faults = self.shared.faults();
             let mute = faults.mute || faults.deaf;
+            if !faults.held && self.release().await.is_err() {
+                return End::Cut;
+            }
             let due = self.live.values().map(|live| live.next).min();
             let due = due.filter(|_| !faults.silent);
             let done = tokio::select! {
@@ -309,11 +322,25 @@ impl Connection {
             // After an error the full result is sent again, also when it is as before.
             live.last = (!is_error).then_some(text);
             let frame = json!({ "type": self.dialect.result(), "id": id, "payload": answer });
+            if faults.held {
+                self.held.push(frame);
+                self.shared.held.fetch_add(1, Ordering::Relaxed);
+                continue;
+            }
+            self.release().await?;
             let begun = Clock::now();
             self.send(frame.clone()).await?;
             while faults.flood && begun.elapsed() < Duration::from_millis(20) {
                 self.send(frame.clone()).await?;
             }
+        }
+        Ok(())
+    }
+
+    /// Sends what was held back.
+    async fn release(&mut self) -> Result<(), End> {
+        for frame in std::mem::take(&mut self.held) {
+            self.send(frame).await?;
         }
         Ok(())
     }

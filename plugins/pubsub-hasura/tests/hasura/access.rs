@@ -48,7 +48,9 @@ async fn a_secret_that_turns_wrong_is_no_storm() -> Result<()> {
             assert!(told(&error).contains("not tried again"), "{error:?}");
             assert_eq!(pubsub.heartbeat(&host, &beat()).await.unwrap_err().kind(), ErrorKind::Denied);
         }
-        assert_eq!(stage.hasura.refusals(), 1);
+        // In the legacy subprotocol no code says what was refused, so it is tried a little sooner.
+        let most = if stage.protocol == "graphql-ws" { 3 } else { 1 };
+        assert!((1..=most).contains(&stage.hasura.refusals()), "{}", stage.hasura.refusals());
         // Somebody will put it right.
         pubsub.set_status(&host, &id("a"), MandelboxStatus::Dying).await?;
         assert_eq!(pubsub.undelivered(), 1);
@@ -77,7 +79,9 @@ async fn a_token_that_expires_is_replaced_while_in_use() -> Result<()> {
         pubsub.set_status(&host, &id("a"), MandelboxStatus::Dying).await?;
         assert_eq!(pubsub.undelivered(), 1);
         fs::write(&file, "second\n")?;
-        watcher.until_status("a", MandelboxStatus::Dying).await
+        watcher.until_delivered().await?;
+        assert_eq!(stage.status("a")?, "DYING");
+        Ok(())
     })
     .await
 }
@@ -121,7 +125,11 @@ async fn a_hosts_token_does_everything_for_its_host_and_nothing_for_another() ->
 
     let seen = Watcher::new(&pubsub, &other).until("state", |_| true).await?;
     assert!(seen.instance.is_none() && seen.mandelboxes.is_empty(), "{seen:?}");
-    let theirs = host_core::pubsub::MandelboxRow { id: id("b"), ..row };
+    // Nothing but who asks is wrong with the claim.
+    let administrator = stage.connect().await?;
+    let theirs = Watcher::new(&administrator, &other).row("b").await?;
+    assert!(matches!(administrator.claim(&other, &theirs).await?, Claim::Won(_)));
+    stage.database.sql("UPDATE cloud.mandelbox_info SET status = 'ALLOCATED'")?;
     assert_eq!(pubsub.claim(&other, &theirs).await?, Claim::Lost);
     pubsub.set_status(&other, &id("b"), MandelboxStatus::Dying).await?;
     pubsub.remove(&other, &id("b")).await?;
@@ -159,6 +167,10 @@ async fn certificates_are_checked_over_both_ways() -> Result<()> {
     let by_address = stage.hasura.url().replace("localhost", "127.0.0.1");
     let error = stage.connect_with(json!({ "ca_file": ours, "url": by_address })).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied, "{}", chain(&error));
+    let unencrypted = stage.hasura.url().replace("https", "http");
+    let error = stage.connect_with(json!({ "ca_file": ours, "url": unencrypted })).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(told(&error).contains("not https"), "{error:?}");
     for (file, content) in [("empty.pem", ""), ("broken.pem", "-----BEGIN CERTIFICATE-----\nx\n")] {
         let file = files.path().join(file);
         fs::write(&file, content)?;

@@ -3,6 +3,7 @@
 use std::fs;
 
 use anyhow::{Context, Result};
+use hasura_stand_in::Faults;
 use host_core::{
     ErrorKind,
     pubsub::{Claim, DesiredState, MandelboxStatus, PubSub, Registered},
@@ -44,9 +45,13 @@ async fn a_killed_server_is_told_everything_when_it_is_back() -> Result<()> {
         let dying = Some(MandelboxStatus::Dying);
         (of("a"), of("b"), of("c"), of("untouched")) == (dying, None, dying, Some(MandelboxStatus::Running))
     };
-    watcher.until("state as queued", is_told).await?;
-    assert_eq!(pubsub.undelivered(), 0);
+    // The very first one, although nothing is delivered yet.
+    let first = watcher.until("state", |_| true).await?;
+    assert!(is_told(&first), "{first:?}");
+    watcher.until_delivered().await?;
     assert!(!stage.queue_file().exists());
+    let told = "SELECT string_agg(mandelbox_id || ' ' || status, ', ' ORDER BY mandelbox_id) FROM cloud.mandelbox_info";
+    assert_eq!(stage.database.sql(told)?, "a DYING, c DYING, untouched RUNNING");
     // The next heartbeat is a minute away, so it was the watch that wrote the one that was missed.
     let beat = stage.database.sql("SELECT last_updated_utc_unix_ms FROM cloud.instance_info")?;
     assert_eq!(beat, late.at_ms.to_string());
@@ -68,9 +73,11 @@ async fn a_death_outlives_the_service_that_saw_it() -> Result<()> {
     let pubsub = stage.connect().await?;
     assert_eq!(pubsub.undelivered(), 2);
     // The first state already is what it was told.
-    let first = Watcher::new(&pubsub, &host).step().await.context("no state")?;
+    let mut watcher = Watcher::new(&pubsub, &host);
+    let first = watcher.step().await.context("no state")?;
     assert!(first.mandelboxes.is_empty(), "{first:?}");
-    assert!(!stage.queue_file().exists());
+    watcher.until_delivered().await?;
+    assert_eq!((stage.status("a")?.as_str(), stage.queue_file().exists()), ("", false));
     Ok(())
 }
 
@@ -90,8 +97,9 @@ async fn a_queued_death_is_not_that_of_the_next_one_with_its_name() -> Result<()
     stage.database.sql("DELETE FROM cloud.mandelbox_info")?;
     stage.row(&host, "a", "ALLOCATED")?;
     stage.hasura.fault(|faults| faults.no_database = false);
-    let row = watcher.row("a").await?;
-    assert_eq!((row.status, pubsub.undelivered()), (MandelboxStatus::Allocated, 0));
+    watcher.until_delivered().await?;
+    let row = Watcher::new(&pubsub, &host).row("a").await?;
+    assert_eq!(row.status, MandelboxStatus::Allocated);
     assert!(matches!(pubsub.claim(&host, &row).await?, Claim::Won(_)));
     Ok(())
 }
@@ -104,6 +112,61 @@ async fn an_absent_server_is_an_error_that_keeps_the_secret() -> Result<()> {
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     let shown = format!("{} {error:?}", told(&error));
     assert!(shown.contains("refused") && !shown.contains("hunter2"), "{shown}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_row_that_is_locked_keeps_no_other_from_being_seen() -> Result<()> {
+    let stage = Stage::new().await?;
+    let host = stage.host("h")?;
+    stage.row(&host, "a", "RUNNING")?;
+    let pubsub = stage.connect_with(json!({ "timeout": "1s" })).await?;
+    let mut watcher = Watcher::new(&pubsub, &host);
+    watcher.row("a").await?;
+    let held = stage.lock("a").await?;
+    pubsub.set_status(&host, &id("a"), MandelboxStatus::Dying).await?;
+    stage.row(&host, "b", "ALLOCATED")?;
+    watcher.row("b").await?;
+    // Nor is it kept from a watch that begins now, which shows what was accepted as done.
+    let row = Watcher::new(&pubsub, &host).row("b").await?;
+    Watcher::new(&pubsub, &host).until_status("a", MandelboxStatus::Dying).await?;
+    assert!(matches!(pubsub.claim(&host, &row).await?, Claim::Won(_)));
+    assert_eq!((pubsub.undelivered(), stage.status("a")?.as_str()), (1, "RUNNING"));
+    drop(held);
+    watcher.until_delivered().await?;
+    assert_eq!(stage.status("a")?, "DYING");
+    Ok(())
+}
+
+/// What is said while metadata is inconsistent, or by a proxy during a deployment, is about no status.
+#[tokio::test]
+async fn what_passes_is_queued() -> Result<()> {
+    let stage = Stage::new().await?;
+    let host = stage.host("h")?;
+    stage.row(&host, "a", "CONNECTING")?;
+    let file = stage.state.path().join("token");
+    fs::write(&file, "t")?;
+    stage.hasura.add_token("t", hasura_stand_in::Token { instance: "h".to_owned(), expires: None });
+    let pubsub = stage.connect_with(json!({ "token_file": file })).await?;
+    for begin in [
+        |faults: &mut Faults| faults.inconsistent = true,
+        |faults: &mut Faults| faults.proxy = Some(404),
+        |faults: &mut Faults| faults.proxy = Some(200),
+        |_: &mut Faults| {},
+    ] {
+        stage.hasura.fault(begin);
+        if stage.hasura.is_well() {
+            fs::write(&file, "")?;
+        }
+        pubsub.set_status(&host, &id("a"), MandelboxStatus::Running).await?;
+        pubsub.heartbeat(&host, &beat()).await.unwrap_err();
+        assert_eq!((pubsub.undelivered(), stage.status("a")?.as_str()), (1, "CONNECTING"));
+        stage.hasura.fault(|faults| *faults = Faults::default());
+        fs::write(&file, "t")?;
+        Watcher::new(&pubsub, &host).until_delivered().await?;
+        assert_eq!(stage.status("a")?, "RUNNING");
+        stage.database.sql("UPDATE cloud.mandelbox_info SET status = 'CONNECTING'")?;
+    }
     Ok(())
 }
 
@@ -127,7 +190,8 @@ mod scratch {
         pubsub.set_status(&host, &id("a"), MandelboxStatus::Dying).await?;
         assert_eq!(pubsub.undelivered(), 1);
         stage.cluster.start().await?;
-        watcher.until_status("a", MandelboxStatus::Dying).await?;
+        watcher.until_delivered().await?;
+        assert_eq!(stage.status("a")?, "DYING");
         assert_eq!(pubsub.register(&facts("h"), &beat()).await?, Registered::Active);
         Ok(())
     }

@@ -180,9 +180,29 @@ async fn results_that_carry_errors_end_the_watch_and_are_over_with_the_database(
         pubsub.set_status(&host, &id("a"), MandelboxStatus::Dying).await?;
         assert_eq!(pubsub.undelivered(), 1);
         stage.hasura.fault(|faults| faults.no_database = false);
-        watcher.until_status("a", MandelboxStatus::Dying).await?;
-        assert_eq!(pubsub.undelivered(), 0);
+        watcher.until_delivered().await?;
+        assert_eq!(stage.status("a")?, "DYING");
         Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn data_beside_errors_is_not_taken() -> Result<()> {
+    Stage::in_both(async |stage| {
+        let host = stage.host("h")?;
+        stage.row(&host, "a", "ALLOCATED")?;
+        let pubsub = stage.connect().await?;
+        let mut watcher = Watcher::new(&pubsub, &host);
+        let row = watcher.row("a").await?;
+        stage.hasura.fault(|faults| faults.partial = true);
+        let error = watcher.until_it_ends().await?;
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(told(&error).contains("connection error"), "{error:?}");
+        assert_eq!(pubsub.watch(&host).await.err().context("it watches")?.kind(), ErrorKind::Unavailable);
+        assert_eq!(pubsub.claim(&host, &row).await.unwrap_err().kind(), ErrorKind::Unavailable);
+        stage.hasura.fault(|faults| faults.partial = false);
+        watcher.row("a").await.map(drop)
     })
     .await
 }

@@ -1,13 +1,15 @@
 //! What a watch shows: everything there is, soon, and also when a subscription does not.
 
+use std::{convert::Infallible, time::Duration};
+
 use anyhow::{Context, Result};
 use futures::StreamExt;
 use host_core::{
-    ErrorKind,
-    pubsub::{InstanceStatus, MandelboxStatus, PubSub, Registered, StaleAfter},
+    ErrorKind, InstanceName,
+    pubsub::{DesiredState, InstanceStatus, MandelboxStatus, PubSub, Registered, StaleAfter},
 };
+use pubsub_hasura::HasuraPubSub;
 use serde_json::json;
-use std::time::Duration;
 
 use crate::stage::{Stage, Watcher, beat, facts, id, told};
 
@@ -38,7 +40,7 @@ async fn rows_that_come_together_and_rows_that_go_are_all_shown() -> Result<()> 
 async fn a_subscription_that_falls_silent_is_found_out_and_made_anew() -> Result<()> {
     Stage::in_both(async |stage| {
         let host = stage.host("h")?;
-        let pubsub = stage.connect_with(json!({ "poll": "1500ms" })).await?;
+        let pubsub = stage.connect_with(json!({ "poll": "1500ms", "lag": "2s" })).await?;
         let mut watcher = Watcher::new(&pubsub, &host);
         watcher.until("state", |_| true).await?;
         stage.hasura.fault(|faults| faults.silent = true);
@@ -52,6 +54,59 @@ async fn a_subscription_that_falls_silent_is_found_out_and_made_anew() -> Result
         stage.hasura.fault(|faults| faults.silent = false);
         stage.row(&host, "b", "ALLOCATED")?;
         watcher.row("b").await.map(drop)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_silent_subscription_is_found_out_also_among_alarms() -> Result<()> {
+    let stage = Stage::new().await?;
+    let host = stage.host("h")?;
+    let pubsub = stage.connect_with(json!({ "lag": "1s" })).await?;
+    let mut watcher = Watcher::new(&pubsub, &host);
+    watcher.until("state", |_| true).await?;
+    stage.hasura.fault(|faults| faults.silent = true);
+    stage.row(&host, "a", "ALLOCATED")?;
+    let error = tokio::select! {
+        error = watcher.until_it_ends() => error?,
+        never = alarms(&pubsub, &host) => match never? {},
+    };
+    assert!(told(&error).contains("fallen silent"), "{error:?}");
+    Ok(())
+}
+
+/// Writes all the time, whereupon watches read all the time.
+async fn alarms(pubsub: &HasuraPubSub, host: &InstanceName) -> Result<Infallible> {
+    loop {
+        pubsub.remove(host, &id("nobody")).await?;
+    }
+}
+
+#[tokio::test]
+async fn a_result_that_was_held_up_is_not_taken_for_what_there_is() -> Result<()> {
+    Stage::in_both(async |stage| {
+        let host = stage.host("h")?;
+        let pubsub = stage.connect().await?;
+        let mut watcher = Watcher::new(&pubsub, &host);
+        watcher.until("state", |_| true).await?;
+        stage.hasura.fault(|faults| faults.held = true);
+        stage.row(&host, "a", "ALLOCATED")?;
+        let is_held = async || (stage.hasura.held() > 0).then_some(());
+        host_tests::wait::until("result that is held", crate::stage::PATIENCE, is_held).await?;
+        stage.row(&host, "b", "ALLOCATED")?;
+        // Something of this host's own has it read.
+        pubsub.remove(&host, &id("nobody")).await?;
+        watcher.row("b").await?;
+        stage.hasura.fault(|faults| faults.held = false);
+        stage.row(&host, "c", "ALLOCATED")?;
+        let has = |state: &DesiredState, id: &str| state.mandelboxes.iter().any(|row| row.id.as_str() == id);
+        let goes_on = |state: &DesiredState| {
+            assert!(has(state, "b"), "a row that is there was shown as gone: {state:?}");
+            has(state, "c")
+        };
+        watcher.until("next row", goes_on).await?;
+        assert!(watcher.error.is_none(), "{:?}", watcher.error);
+        Ok(())
     })
     .await
 }

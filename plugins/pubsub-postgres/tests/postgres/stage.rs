@@ -16,6 +16,8 @@ use host_tests::{
 use pubsub_postgres::{Config, PostgresPubSub};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::task::JoinSet;
+use tokio_postgres::NoTls;
 
 /// What a loaded machine may take for anything that should be quick.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -96,6 +98,23 @@ impl Stage {
     /// A mandelbox's status; empty when there is no row.
     pub(crate) fn status(&self, id: &str) -> Result<String> {
         self.database.sql(&format!("SELECT status FROM cloud.mandelbox_info WHERE mandelbox_id = '{id}'"))
+    }
+
+    /// Holds a mandelbox's row, so that nobody else can write it, until this is dropped.
+    pub(crate) async fn lock(&self, id: &str) -> Result<JoinSet<()>> {
+        let (client, connection) = tokio_postgres::connect(&self.database.url(), NoTls).await?;
+        let mut held = JoinSet::new();
+        held.spawn(async {
+            // Whoever holds it drops it.
+            let _ = connection.await;
+        });
+        let sql = format!("BEGIN; SELECT FROM cloud.mandelbox_info WHERE mandelbox_id = '{id}' FOR UPDATE");
+        client.batch_execute(&sql).await?;
+        held.spawn(async move {
+            let _held = client;
+            std::future::pending().await
+        });
+        Ok(held)
     }
 
     /// The file of undelivered statuses.
@@ -200,6 +219,26 @@ impl Watcher {
             }
         };
         tokio::time::timeout(PATIENCE, wait).await.context("the watch goes on")
+    }
+
+    /// Goes on watching until this is done.
+    pub(crate) async fn meanwhile<T>(&mut self, other: impl Future<Output = Result<T>>) -> Result<T> {
+        let watching = async {
+            loop {
+                self.step().await;
+            }
+        };
+        tokio::select! {
+            done = other => done,
+            () = watching => unreachable!("it goes on for ever"),
+        }
+    }
+
+    /// Goes on watching until nothing waits any more.
+    pub(crate) async fn until_delivered(&mut self) -> Result<()> {
+        let pubsub = self.pubsub.clone();
+        let is_done = async || (pubsub.undelivered() == 0).then_some(());
+        self.meanwhile(until("delivery", PATIENCE, is_done)).await
     }
 
     /// The row of this id, which must be there now.

@@ -61,6 +61,29 @@ async fn a_burst_of_changes_is_read_a_few_times() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_row_that_is_locked_keeps_no_other_from_being_seen() -> Result<()> {
+    let stage = Stage::new().await?;
+    let host = stage.host("h")?;
+    stage.row(&host, "a", "RUNNING")?;
+    let pubsub = stage.connect_as(&stage.database.url(), json!({ "timeout": "1s" })).await?;
+    let mut watcher = Watcher::new(&pubsub, &host);
+    watcher.row("a").await?;
+    let held = stage.lock("a").await?;
+    pubsub.set_status(&host, &id("a"), MandelboxStatus::Dying).await?;
+    stage.row(&host, "b", "ALLOCATED")?;
+    watcher.row("b").await?;
+    // Nor is it kept from a watch that begins now, which shows what was accepted as done.
+    let row = Watcher::new(&pubsub, &host).row("b").await?;
+    Watcher::new(&pubsub, &host).until_status("a", MandelboxStatus::Dying).await?;
+    assert!(matches!(pubsub.claim(&host, &row).await?, Claim::Won(_)));
+    assert_eq!((pubsub.undelivered(), stage.status("a")?.as_str()), (1, "RUNNING"));
+    drop(held);
+    watcher.until_delivered().await?;
+    assert_eq!(stage.status("a")?, "DYING");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_lost_notification_costs_at_most_a_poll() -> Result<()> {
     let stage = Stage::new().await?;
     let host = stage.host("h")?;
