@@ -83,6 +83,9 @@ need_crate() {
 
 packages=()
 crates=()
+# EC2's and S3's API, as a server.
+moto=$(dirname "$0")/../build/moto
+install_moto=
 for purpose in "$@"; do
     case $purpose in
         build)
@@ -116,6 +119,10 @@ for purpose in "$@"; do
             need_postgres
             need pgbouncer pgbouncer
             need setpriv util-linux
+            if lacks moto_server && [[ ! -x $moto/bin/moto_server ]]; then
+                install_moto=yes
+                python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
+            fi
             ;;
         vm)
             need qemu-system-x86_64 qemu-system-x86
@@ -139,6 +146,10 @@ fi
 if [[ ${#packages[@]} -gt 0 ]]; then
     if [[ " ${packages[*]} " == *" postgresql "* ]]; then prevent_cluster; fi
     quietly "installing ${packages[*]}" install_packages "${packages[@]}"
+fi
+if [[ -n $install_moto ]]; then
+    quietly 'making a Python environment for moto' python3 -m venv "$moto"
+    quietly 'installing moto' "$moto/bin/pip" install 'moto[ec2,s3,server]==5.2.1'
 fi
 for crate in "${crates[@]}"; do
     quietly "building $crate, which takes minutes" env -u CARGO_TARGET_DIR cargo install --locked "$crate"

@@ -42,9 +42,9 @@ pub use origin::Origin;
 pub use profile::{Profile, UnknownProfile};
 pub use settings::{
     AdminSettings, AuthMode, AuthSettings, DeviceSettings, DrainSettings, GpuSettings, HttpSettings,
-    ImageTemplate, InstanceSettings, LimitSettings, MandelboxSettings, MandelboxTimeouts, Metadata,
-    MetricsSettings, MountSettings, NumberRange, PathSettings, PubSubSettings, Pull, RuntimeSettings,
-    SeccompChoice, Settings, TelemetrySettings, TmpfsSettings, VariableNames,
+    ImageTemplate, InstanceSettings, InterruptionSettings, LimitSettings, MandelboxSettings,
+    MandelboxTimeouts, Metadata, MetricsSettings, MountSettings, NumberRange, PathSettings, PubSubSettings,
+    Pull, RuntimeSettings, SeccompChoice, Settings, TelemetrySettings, TmpfsSettings, VariableNames,
 };
 pub use sources::Sources;
 

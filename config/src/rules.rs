@@ -6,7 +6,7 @@ use crate::{
     error::ConfigError,
     key::Key,
     loaded::Loaded,
-    settings::{AuthMode, Settings},
+    settings::{AuthMode, Metadata, Settings},
 };
 
 mod mandelbox;
@@ -104,7 +104,10 @@ impl Rules<'_> {
     }
 
     fn instance(&mut self) {
-        let nameless = self.settings.instance.name.is_none() && !self.loaded.profile.is_local();
+        let instance = &self.settings.instance;
+        let nameless = instance.name.is_none()
+            && instance.metadata == Metadata::Static
+            && !self.loaded.profile.is_local();
         if nameless && !self.is_doubtful("instance") {
             let message = "needs the name that this host has in the database; set instance.name";
             self.demand(&["instance.name"], message.to_owned());
@@ -118,17 +121,38 @@ impl Rules<'_> {
             self.refuse_if(!self.loaded.profile.is_local(), &["auth.mode"], message);
             return;
         }
-        let missing: Vec<_> = [
-            ("auth.issuer", auth.issuer.is_none()),
-            ("auth.audience", auth.audience.is_none()),
-            ("auth.jwks_file", auth.jwks_file.is_none()),
-        ]
-        .into_iter()
-        .filter_map(|(key, missing)| missing.then_some(key))
-        .collect();
+        let missing: Vec<_> =
+            [("auth.issuer", auth.issuer.is_none()), ("auth.audience", auth.audience.is_none())]
+                .into_iter()
+                .filter_map(|(key, missing)| missing.then_some(key))
+                .collect();
         if !missing.is_empty() && !self.is_doubtful("auth") {
             let message = format!("checks clients' tokens; set {}", missing.join(" and "));
             self.demand(&missing, message);
+        }
+        self.refuse_if(
+            auth.jwks_file.is_some() && auth.jwks_url.is_some(),
+            &["auth.jwks_file", "auth.jwks_url"],
+            "the keys come from a file or from a URL; set auth.jwks_file or auth.jwks_url, not both",
+        );
+        let url = auth.keys_url();
+        let (key, message) = match auth.jwks_url {
+            Some(_) => ("auth.jwks_url", ""),
+            None => (
+                "auth.issuer",
+                "has no keys that could be fetched safely; set auth.jwks_url or auth.jwks_file, or ",
+            ),
+        };
+        let message = format!(
+            "{message}write a URL with https:// and without credentials (http:// only on this machine)"
+        );
+        self.refuse_if(url.is_some_and(|url| !is_safe(&url)), &[key], &message);
+        for (key, time) in [
+            ("auth.jwks_refresh", auth.jwks_refresh),
+            ("auth.jwks_pause", auth.jwks_pause),
+            ("auth.jwks_timeout", auth.jwks_timeout),
+        ] {
+            self.refuse_if(time.is_zero(), &[key], "must be longer than 0s");
         }
     }
 
@@ -197,6 +221,7 @@ impl Rules<'_> {
             ("pubsub.stale_check", pubsub.stale_check),
             ("pubsub.stale_allocated", pubsub.stale_allocated),
             ("pubsub.timeout", pubsub.timeout),
+            ("instance.metadata_timeout", self.settings.instance.metadata_timeout),
             ("http.header_timeout", http.header_timeout),
             ("http.body_timeout", http.body_timeout),
             ("http.handshake_timeout", http.handshake_timeout),
@@ -212,6 +237,9 @@ impl Rules<'_> {
         ] {
             self.refuse_if(time.is_zero(), &[key], "must be longer than 0s");
         }
+        let power_off = &self.settings.drain.power_off;
+        let nameless = power_off.first().is_some_and(String::is_empty);
+        self.refuse_if(nameless, &["drain.power_off"], "the program's name is missing");
         let slots = self.settings.gpu.slots_per_gpu;
         self.refuse_if(!(1..=64).contains(&slots), &["gpu.slots_per_gpu"], "must be from 1 to 64");
     }
@@ -238,6 +266,18 @@ const LONGEST_SOCKET_BYTES: usize = 107;
 
 /// The view `lingering_instances`: no heartbeat for 2 minutes.
 const LINGERING: Duration = Duration::from_secs(120);
+
+/// Whether nobody on the way can put other keys in the place of the issuer's.
+fn is_safe(url: &str) -> bool {
+    let near = |rest: &str| {
+        ["127.0.0.1", "localhost", "[::1]"].into_iter().any(|host| {
+            rest.strip_prefix(host).is_some_and(|rest| rest.is_empty() || rest.starts_with([':', '/']))
+        })
+    };
+    let named = |rest: &str| !rest.is_empty() && !rest.starts_with(['/', ':']);
+    !url.contains('@')
+        && (url.strip_prefix("https://").is_some_and(named) || url.strip_prefix("http://").is_some_and(near))
+}
 
 fn collide(one: SocketAddr, other: SocketAddr) -> bool {
     let same_address = one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified();

@@ -46,6 +46,8 @@ pub struct Settings {
     pub paths: PathSettings,
     /// `[drain]`
     pub drain: DrainSettings,
+    /// `[interruption]`
+    pub interruption: InterruptionSettings,
     /// `[mandelbox]`
     pub mandelbox: MandelboxSettings,
 }
@@ -118,9 +120,18 @@ pub struct TelemetrySettings {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InstanceSettings {
-    /// Where the facts come from.
+    /// Where the facts come from; those set here come first.
     pub metadata: Metadata,
-    /// Its key in the database; `None` is the machine's host name, in the local profiles only.
+    /// The longest that finding them may delay the start.
+    #[serde(deserialize_with = "de::duration")]
+    pub metadata_timeout: Duration,
+    /// Where the metadata service is instead of EC2's own place.
+    #[serde(deserialize_with = "de::text")]
+    pub metadata_endpoint: Option<String>,
+    /// EC2's API, for the Name tag, instead of the region's own.
+    #[serde(deserialize_with = "de::text")]
+    pub ec2_endpoint: Option<String>,
+    /// Its key in the database; `None` is the Name tag, or the machine's host name in the local profiles.
     #[serde(deserialize_with = "de::text_as")]
     pub name: Option<InstanceName>,
     /// The cloud's id of the machine.
@@ -187,9 +198,34 @@ pub struct AuthSettings {
     /// For whom tokens must be made: the `aud` claim.
     #[serde(deserialize_with = "de::text")]
     pub audience: Option<String>,
-    /// File with the issuer's public keys, a JSON Web Key Set.
+    /// File with the issuer's public keys, a JSON Web Key Set; excludes `jwks_url`.
     #[serde(deserialize_with = "de::path")]
     pub jwks_file: Option<PathBuf>,
+    /// Where the issuer serves that set; without this and `jwks_file`, see [`AuthSettings::keys_url`].
+    #[serde(deserialize_with = "de::text")]
+    pub jwks_url: Option<String>,
+    /// How often the set is fetched anew.
+    #[serde(deserialize_with = "de::duration")]
+    pub jwks_refresh: Duration,
+    /// Between two fetches for tokens that name a key which is not in the set.
+    #[serde(deserialize_with = "de::duration")]
+    pub jwks_pause: Duration,
+    /// Deadline of each fetch.
+    #[serde(deserialize_with = "de::duration")]
+    pub jwks_timeout: Duration,
+}
+
+impl AuthSettings {
+    /// Where the keys are fetched; `None` where they are in a file. Without `jwks_url` it is where `issuer` has them
+    /// by convention (OpenID Connect, Auth0).
+    pub fn keys_url(&self) -> Option<String> {
+        if self.jwks_file.is_some() {
+            return None;
+        }
+        let conventional =
+            |issuer: &String| format!("{}/.well-known/jwks.json", issuer.strip_suffix('/').unwrap_or(issuer));
+        self.jwks_url.clone().or_else(|| self.issuer.as_ref().map(conventional))
+    }
 }
 
 /// The admin API.
@@ -233,4 +269,25 @@ pub struct DrainSettings {
     /// From `SIGTERM` to the kill of a mandelbox that is still there at the deadline.
     #[serde(deserialize_with = "de::duration")]
     pub grace: Duration,
+    /// Program and arguments that switch the machine off after a drain which the control plane ordered; empty leaves it on.
+    pub power_off: Vec<String>,
+}
+
+/// What the cloud says is about to happen to this machine; only with `instance.metadata = "ec2"`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InterruptionSettings {
+    /// How often it is asked; zero for never.
+    #[serde(deserialize_with = "de::duration")]
+    pub poll: Duration,
+    /// Whether the host drains when its Auto Scaling group lets it go.
+    pub autoscaling: bool,
+    /// How long the group's lifecycle hook waits; the metadata do not say.
+    #[serde(deserialize_with = "de::duration")]
+    pub autoscaling_time: Duration,
+    /// Whether the host drains when a spot instance will probably be taken back.
+    pub rebalance: bool,
+    /// Kept back from a notice's time, beside `drain.grace`, for taking mandelboxes down.
+    #[serde(deserialize_with = "de::duration")]
+    pub reserve: Duration,
 }

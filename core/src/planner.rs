@@ -69,6 +69,8 @@ pub enum DrainCause {
     Signal,
     /// The admin API.
     Operator,
+    /// The cloud takes the machine away.
+    Interruption,
     /// The service cannot go on.
     Failure,
 }

@@ -39,7 +39,7 @@ pub async fn examine(loaded: &Loaded, registry: &Registry) -> Report {
     checks.extend(engine::checks(loaded, registry, &machine, service.as_ref()).await);
     checks.extend(files::checks(&machine, settings));
     checks.extend(network::checks(&machine, settings, service.is_some()));
-    checks.extend(security::checks(&machine, settings));
+    checks.extend(security::checks(&machine, settings).await);
     Report {
         profile: loaded.profile.name().to_owned(),
         verdict: checks.iter().map(|check| check.verdict).max().unwrap_or(Verdict::Ok),

@@ -1,32 +1,55 @@
-//! Who this host is.
+//! Who this host is: from its settings, or from EC2.
+//!
+//! It is asked once, before anything else is begun, and what was found stays for the life of the process: a metadata
+//! service that fails later harms nobody. What is set in `[instance]` comes before what a source says.
 
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 
-use host_config::{Loaded, Metadata};
+use anyhow::Context as _;
+use host_config::{InstanceSettings, Loaded, Metadata};
 use host_core::{InstanceName, pubsub::InstanceFacts};
 
 use crate::build_info::COMMIT;
 
+mod ec2;
+mod imds;
+mod tags;
+
+pub use ec2::Ec2Error;
+pub(crate) use imds::Imds;
+pub use imds::ImdsError;
+pub use tags::TagError;
+
 /// Whose mandelboxes are where nobody is asked who they are.
 pub const LOCAL_USER: &str = "localdev_user_id";
 
-/// The facts that the configured source gives. `capacity` is how many mandelboxes this host can run.
+/// The facts that the configured source gives, but for the capacity, which is 0: it is not the source's to know.
 ///
 /// # Errors
 /// The source cannot tell who this host is.
-pub fn facts(loaded: &Loaded, capacity: u32) -> anyhow::Result<InstanceFacts> {
-    match loaded.settings.instance.metadata {
-        Metadata::Static => from_settings(loaded, capacity),
-        _ => anyhow::bail!(
-            "this build has no such source of instance metadata; set instance.metadata = \"static\""
-        ),
+pub async fn find(loaded: &Loaded) -> anyhow::Result<InstanceFacts> {
+    let instance = &loaded.settings.instance;
+    match instance.metadata {
+        Metadata::Static => from_settings(loaded),
+        Metadata::Ec2 => {
+            let facts = ec2::facts(instance).await?;
+            tracing::info!(
+                instance = %facts.name, id = facts.cloud_id, image = facts.image_id, kind = facts.instance_type,
+                region = facts.region, ip = facts.ip, "this host is an instance of EC2"
+            );
+            Ok(facts)
+        }
+        _ => anyhow::bail!("this build has no such source; set instance.metadata = \"static\""),
     }
 }
 
 /// Absent facts get values that say what they are: this is how a laptop runs.
-fn from_settings(loaded: &Loaded, capacity: u32) -> anyhow::Result<InstanceFacts> {
+pub(crate) fn from_settings(loaded: &Loaded) -> anyhow::Result<InstanceFacts> {
     let instance = &loaded.settings.instance;
-    let name = name(instance.name.as_ref())?;
+    let name = match &instance.name {
+        Some(name) => name.clone(),
+        None => rustix::system::uname().nodename().to_str()?.parse().context("this machine's name")?,
+    };
     let or_local = |value: &Option<String>| value.clone().unwrap_or_else(|| "local".to_owned());
     let ip = instance.ip.unwrap_or_else(|| address(loaded.settings.mandelbox.publish_ip));
     Ok(InstanceFacts {
@@ -35,21 +58,20 @@ fn from_settings(loaded: &Loaded, capacity: u32) -> anyhow::Result<InstanceFacts
         region: or_local(&instance.region),
         instance_type: or_local(&instance.instance_type),
         ip: ip.to_string(),
-        commit: instance.commit.clone().unwrap_or_else(|| COMMIT.to_owned()),
-        capacity,
+        commit: commit(instance),
+        capacity: 0,
         name,
     })
 }
 
-/// The name set, or the machine's.
-///
-/// # Errors
-/// The machine's name cannot be used.
-pub fn name(set: Option<&InstanceName>) -> anyhow::Result<InstanceName> {
-    match set {
-        Some(name) => Ok(name.clone()),
-        None => Ok(rustix::system::uname().nodename().to_str()?.parse()?),
-    }
+/// The name that is set, or what a machine without a cloud has; for those who only look.
+pub(crate) fn likely_name(set: Option<&InstanceName>) -> Option<InstanceName> {
+    let machine = || rustix::system::uname().nodename().to_str().ok()?.parse().ok();
+    set.cloned().or_else(machine)
+}
+
+fn commit(instance: &InstanceSettings) -> String {
+    instance.commit.clone().unwrap_or_else(|| COMMIT.to_owned())
 }
 
 /// The address that mandelboxes are published on, or the one that packets to the outside would leave from.

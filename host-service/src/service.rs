@@ -1,7 +1,7 @@
 //! The service from start to end: build (may do I/O, spawns nothing), run, drain.
 //!
-//! Tasks, all owned here: the two of `watchers`, the two of `monitor`, one that watches files, one per
-//! server, one for signals; the orchestrator runs in `run` itself and owns one task per mandelbox. The order of the
+//! Tasks, all owned here: the two of `watchers`, the two of `monitor`, one that watches files, one for interruptions,
+//! one per server, one for signals; the orchestrator runs in `run` itself and owns one task per mandelbox. The order of the
 //! end: the orchestrator returns when nothing is left, then servers finish what they have begun, the instance's row
 //! goes, the directories go, and the records are flushed last.
 
@@ -19,7 +19,7 @@ use host_core::{
     Retry,
     gpu::Gpu,
     planner::DrainCause,
-    pubsub::Registered,
+    pubsub::{InstanceFacts, Registered},
     registry::{Plugins, Registry, Role},
     runtime::{Runtime, Seccomp},
     telemetry::Telemetry,
@@ -31,7 +31,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     deadline::within,
     host::{Condition, DrainOrder, Host, Parts},
-    identity,
+    identity, interruption,
     lobby::{Lobby, LobbyLimits},
     mandelbox::Board,
     metrics::Metrics,
@@ -44,11 +44,13 @@ use crate::{
 
 mod ground;
 mod pools;
+mod power;
 mod servers;
 mod signals;
 
 use ground::{Ground, clear_leftovers};
 use pools::{capacity, pools};
+use power::switch_off;
 use servers::Servers;
 use signals::{Signals, obey};
 
@@ -78,6 +80,8 @@ struct Standing {
     registered: Mutex<Option<Arc<Shared>>>,
     /// The runtime may have a part of it.
     ground: OnceLock<Ground>,
+    /// Who ordered the drain that is over.
+    drained: OnceLock<DrainCause>,
 }
 
 impl Standing {
@@ -96,6 +100,7 @@ pub async fn run(loaded: Loaded, options: RunOptions) -> anyhow::Result<()> {
     let telemetry = telemetry(&registry, &loaded).await?;
     telemetry.install(&loaded.settings.telemetry.filter).context("telemetry.filter")?;
     let flush = loaded.settings.telemetry.flush;
+    let power_off = loaded.settings.drain.power_off.clone();
     let standing = Standing::default();
     let served =
         AssertUnwindSafe(serve(&registry, loaded, options, &telemetry, &standing)).catch_unwind().await;
@@ -111,8 +116,14 @@ pub async fn run(loaded: Loaded, options: RunOptions) -> anyhow::Result<()> {
     if let Some(runtime) = standing.runtime.get() {
         close(runtime.as_ref()).await;
     }
+    // Who wants the host gone wants it gone also where something could not be taken down.
+    let off = standing.drained.get() == Some(&DrainCause::ControlPlane) && !power_off.is_empty();
+    if off {
+        tracing::warn!(command = ?power_off, "the control plane has drained this host; switching the machine off");
+    }
     telemetry.flush(flush).await;
-    result
+    drop(standing);
+    if off { switch_off(&power_off).await.and(result) } else { result }
 }
 
 /// As many open files as this process may have: connections, logs and watches are each one.
@@ -137,7 +148,7 @@ async fn serve(
         () = signals.next() => anyhow::bail!("stopped by a signal before the start was complete"),
     };
     match service {
-        Some(service) => service.run(signals).await,
+        Some(service) => service.run(signals, standing).await,
         None => Ok(()),
     }
 }
@@ -165,18 +176,18 @@ impl Service {
         let started = Instant::now();
         let settings = Arc::new(loaded.settings.clone());
         let Ground { root, records, .. } = ground;
-        let name = identity::name(settings.instance.name.as_ref()).context("instance.name")?;
+        let facts = identity::find(&loaded).await?;
         let (runtime, gpu, pubsub) = tokio::try_join!(
             runtime(registry, &loaded, standing),
             plugin(&registry.gpus, "gpu", &settings.gpu.plugin, &loaded),
             plugin(&registry.pubsubs, "pubsub", &settings.pubsub.plugin, &loaded),
         )?;
-        clear_leftovers(runtime.as_ref(), ground, &name, &settings, options).await?;
+        clear_leftovers(runtime.as_ref(), ground, &facts.name, &settings, options).await?;
         let pools = pools(&settings);
         let limit = settings.gpu.timeout;
         monitor::look_at_gpus(&pools, gpu.as_ref(), limit).await.context("the GPUs")?;
         let gpus = monitor::figures_of_gpus(&pools, gpu.as_ref(), limit).await.context("the GPUs")?;
-        let facts = Arc::new(identity::facts(&loaded, capacity(&settings, &pools))?);
+        let facts = Arc::new(InstanceFacts { capacity: capacity(&settings, &pools), ..facts });
         telemetry.identify(facts.clone());
         let condition = Condition { gpus, ..Condition::default() };
         let (condition, _) = watch::channel(condition);
@@ -208,7 +219,7 @@ impl Service {
         Ok(Some(Self { host, shared, gpu, servers, condition, drains }))
     }
 
-    async fn run(self, signals: Signals) -> anyhow::Result<()> {
+    async fn run(self, signals: Signals, standing: &Standing) -> anyhow::Result<()> {
         let Self { host, shared, gpu, servers, condition, drains } = self;
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let (desired_in, desired) = watch::channel(None);
@@ -241,6 +252,14 @@ impl Service {
         tasks.spawn(stop.clone().run_until_cancelled_owned(async move { root.tell_arrivals().await }));
         let killed = CancellationToken::new();
         tasks.spawn(stop.clone().run_until_cancelled_owned(obey(signals, host.clone(), killed.clone())));
+        let of = host.clone();
+        background(
+            "interruptions",
+            Box::new(move || {
+                let of = of.clone();
+                Box::pin(async move { interruption::watch(of.settings(), |order| of.drain(order)).await })
+            }),
+        );
         servers.run(&host, &tasks, &stop);
         tracing::info!(
             instance = %shared.facts.name,
@@ -255,6 +274,7 @@ impl Service {
             cause = orchestrator.run() => cause,
             () = killed.cancelled() => anyhow::bail!("killed by a third signal; what is left is for --purge-leftovers"),
         };
+        standing.drained.get_or_init(|| cause);
         unregister(&shared, cause).await;
         stop.cancel();
         tasks.close();

@@ -12,7 +12,8 @@
 //! body is read.
 //!
 //! Tasks: [`Server::run`] accepts; each connection has a task; where a request allocates its mandelbox itself, each
-//! allocation has one, because a client that goes away must not take back half of it. All belong to the server and
+//! allocation has one, because a client that goes away must not take back half of it; where the issuer of tokens serves
+//! its keys, one keeps them fresh. All belong to the server and
 //! have ended when `run` returns. A request's handler owns nothing: what it brings is the [`Lobby`]'s at once.
 //!
 //! Deliberately absent: HTTP/2 (one request per client), compression (nothing to compress), CORS (no browser is a
@@ -50,10 +51,11 @@ mod settings;
 mod tests;
 mod tls;
 
-pub use auth::{Auth, KeysError};
+pub(crate) use auth::count_keys;
+pub use auth::{Auth, KeySource, KeysError, Served};
 pub use tls::{Certificate, CertificateError};
 
-use auth::Verifier;
+use auth::{Refresh, Verifier};
 use body::Bodies;
 use reply::Refusal;
 use request::{Fields, bearer};
@@ -140,6 +142,8 @@ pub struct Server {
     tls: Arc<rustls::ServerConfig>,
     router: Router,
     limits: Limits,
+    /// Where tokens are checked with keys that the issuer serves.
+    refresh: Option<Refresh>,
     tasks: TaskTracker,
 }
 
@@ -154,7 +158,7 @@ impl Server {
         on_request: Option<OnRequest>,
     ) -> Result<Self, BuildError> {
         let Options { listen, certificate, auth, limits } = options;
-        let verifier = Verifier::build(&auth)?;
+        let (verifier, refresh) = Verifier::build(&auth).await?;
         let tls = Arc::new(tls::config(&certificate)?);
         let listener = TcpListener::bind(listen).await.map_err(|source| match source.kind() {
             io::ErrorKind::AddrInUse => BuildError::Busy { listen },
@@ -163,7 +167,7 @@ impl Server {
         let tasks = TaskTracker::new();
         let bodies = Bodies::new(limits.body_limit_bytes, limits.body_timeout);
         let handler = Handler { lobby, verifier, bodies, on_request, tasks: tasks.clone() };
-        Ok(Self { listener, tls, router: router(handler), limits, tasks })
+        Ok(Self { listener, tls, router: router(handler), limits, refresh, tasks })
     }
 
     /// Where it listens: the port that was chosen, where `listen` said 0.
@@ -177,8 +181,11 @@ impl Server {
     /// Serves until `stop`. Then no connection is accepted, idle ones are closed, and requests in flight have `drain`
     /// to end before they are cut off. When it returns, nothing of it runs any more.
     pub async fn run(self, stop: CancellationToken, drain: Duration) {
-        let Self { listener, tls, router, limits, tasks } = self;
+        let Self { listener, tls, router, limits, refresh, tasks } = self;
         let kill = CancellationToken::new();
+        if let Some(refresh) = refresh {
+            tasks.spawn(kill.clone().run_until_cancelled_owned(refresh.run()));
+        }
         let connections = Connections { tls, router, limits, tasks: tasks.clone(), stop, kill: kill.clone() };
         Arc::new(connections).accept(listener).await;
         tasks.close();
@@ -257,7 +264,7 @@ impl Handler {
     async fn answer(&self, headers: &HeaderMap, body: &mut Body) -> Result<Arc<Answer>, Refusal> {
         self.bodies.check_length(body)?;
         let shown = match bearer(headers) {
-            Some(token) => Some((token, self.verifier.subject(Some(token))?)),
+            Some(token) => Some((token, self.verifier.subject(Some(token)).await?)),
             None => None,
         };
         let request = {
@@ -267,7 +274,7 @@ impl Handler {
                 Some((token, subject)) => fields.request(Some(token), subject)?,
                 None => {
                     let token = fields.token()?;
-                    let subject = self.verifier.subject(token.as_deref())?;
+                    let subject = self.verifier.subject(token.as_deref()).await?;
                     fields.request(token.as_deref(), subject)?
                 }
             }

@@ -24,6 +24,8 @@ pub enum AuthMode {
 pub enum Metadata {
     /// From `[instance]` itself.
     Static,
+    /// From the metadata service of an instance of EC2.
+    Ec2,
 }
 
 /// When an image is fetched from its registry.

@@ -28,7 +28,8 @@ fn every_profile_is_consistent_once_filled_in() {
         let gpu = if profile.is_local() { "sim" } else { "nvml" };
         assert_eq!(loaded.settings.gpu.plugin, gpu);
         assert_eq!(loaded.settings.telemetry.plugins, ["console"]);
-        assert_eq!(loaded.settings.instance.metadata, Metadata::Static);
+        let metadata = if profile.is_local() { Metadata::Static } else { Metadata::Ec2 };
+        assert_eq!(loaded.settings.instance.metadata, metadata);
     }
 }
 
@@ -75,8 +76,7 @@ fn what_a_profile_leaves_open_is_told_in_one_line_each() {
         Place::new().profile("prod").errors(),
         [
             "profile prod names no pubsub plugin; set pubsub.plugin (for example --set pubsub.plugin=memory)",
-            "profile prod needs the name that this host has in the database; set instance.name",
-            "profile prod checks clients' tokens; set auth.issuer and auth.audience and auth.jwks_file",
+            "profile prod checks clients' tokens; set auth.issuer and auth.audience",
         ]
     );
     assert_eq!(
@@ -128,7 +128,7 @@ fn the_defaults_keep_the_contract() {
 #[test]
 fn an_incomplete_profile_can_be_looked_at() {
     let (effective, errors) = host_config::survey(&Place::new().profile("prod").sources).unwrap();
-    assert_eq!(errors.len(), 3, "{errors:?}");
+    assert_eq!(errors.len(), 2, "{errors:?}");
     let issuer = effective.iter().find(|one| one.key == "auth.issuer").unwrap();
     assert_eq!((issuer.value.as_str(), issuer.origin.to_string().as_str()), ("\"\"", "default"));
     let runtime = effective.iter().find(|one| one.key == "runtime.plugin").unwrap();

@@ -113,9 +113,31 @@ fn local_conveniences_stay_local() {
 #[test]
 fn a_local_profile_that_checks_tokens_needs_what_any_other_needs() {
     assert_eq!(
-        Place::new().set("auth.mode=jwt").set("auth.issuer=x").error(),
-        "profile localdev checks clients' tokens; set auth.audience and auth.jwks_file"
+        Place::new().set("auth.mode=jwt").set("auth.issuer=https://x/").error(),
+        "profile localdev checks clients' tokens; set auth.audience"
     );
+}
+
+#[test]
+fn keys_are_fetched_where_nobody_can_change_them() {
+    let url = |issuer: &str, set: &[&str]| {
+        let place = Place::new().set("auth.mode=jwt").set("auth.audience=host");
+        set.iter().fold(place.set(&format!("auth.issuer={issuer}")), |place, set| place.set(set))
+    };
+    let keys = |issuer, set| url(issuer, set).loaded().settings.auth.keys_url();
+    assert_eq!(keys("https://i.example/", &[]).unwrap(), "https://i.example/.well-known/jwks.json");
+    assert_eq!(keys("https://i.example/a", &[]).unwrap(), "https://i.example/a/.well-known/jwks.json");
+    assert_eq!(keys("i", &["auth.jwks_url=http://127.0.0.1:1/k"]).unwrap(), "http://127.0.0.1:1/k");
+    assert_eq!(keys("i", &["auth.jwks_file=/k"]), None);
+    assert!(url("i", &[]).error().starts_with("auth.issuer in --set auth.issuer=i: has no keys"));
+    for bad in
+        ["http://i.example/k", "http://localhost:1@i.example/", "https://", "http://127.0.0.1.example/", "k"]
+    {
+        let error = url("i", &[&format!("auth.jwks_url={bad}")]).error();
+        assert!(error.starts_with("auth.jwks_url in ") && error.contains("https://"), "{error}");
+    }
+    let both = url("i", &["auth.jwks_url=https://i.example/k", "auth.jwks_file=/k"]).error();
+    assert!(both.contains("not both"), "{both}");
 }
 
 #[test]

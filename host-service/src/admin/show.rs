@@ -76,6 +76,7 @@ pub(crate) fn drain_cause(cause: DrainCause) -> &'static str {
         DrainCause::Unregistered => "unregistered",
         DrainCause::Signal => "signal",
         DrainCause::Operator => "operator",
+        DrainCause::Interruption => "interruption",
         DrainCause::Failure => "failure",
     }
 }

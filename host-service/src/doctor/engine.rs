@@ -149,7 +149,9 @@ async fn gpus(loaded: &Loaded, registry: &Registry) -> Vec<Check> {
 /// A new service refuses to start over these.
 async fn leftovers(loaded: &Loaded, machine: &Machine, runtime: Option<&dyn Runtime>) -> Check {
     let mut left = files::leftovers(machine, &loaded.settings);
-    if let (Some(runtime), Ok(instance)) = (runtime, identity::name(loaded.settings.instance.name.as_ref())) {
+    if let (Some(runtime), Some(instance)) =
+        (runtime, identity::likely_name(loaded.settings.instance.name.as_ref()))
+    {
         let selector = Selector::label(LABEL_INSTANCE, instance.as_str());
         match within(LIMIT, "listing containers", runtime.list(&selector)).await {
             Ok(containers) => left.extend(containers.into_iter().map(|container| container.name)),

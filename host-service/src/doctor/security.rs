@@ -1,15 +1,16 @@
 //! Confinement of mandelboxes, and the keys and tokens of clients.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt};
 
 use host_config::{AuthMode, AuthSettings, HttpSettings, Settings};
 
 use super::{Check, machine::Machine};
+use crate::transport::{KeySource, count_keys};
 
-pub(super) fn checks(machine: &Machine, settings: &Settings) -> Vec<Check> {
+pub(super) async fn checks(machine: &Machine, settings: &Settings) -> Vec<Check> {
     vec![
         apparmor(machine, settings.mandelbox.apparmor.as_deref()),
-        tokens(machine, &settings.auth),
+        tokens(&settings.auth).await,
         certificate(machine, &settings.http),
     ]
 }
@@ -42,39 +43,34 @@ fn loaded(machine: &Machine, profile: &str) -> Check {
     Check::fail("AppArmor", format!("profile {profile} is not loaded"), "load it: apparmor_parser -r FILE")
 }
 
-fn tokens(machine: &Machine, auth: &AuthSettings) -> Check {
+async fn tokens(auth: &AuthSettings) -> Check {
     let AuthMode::Jwt = auth.mode else {
         return Check::ok("tokens", "not checked: everybody who reaches http.listen may ask for a mandelbox");
     };
-    let missing: Vec<_> = [
-        ("auth.issuer", auth.issuer.is_some()),
-        ("auth.audience", auth.audience.is_some()),
-        ("auth.jwks_file", auth.jwks_file.is_some()),
-    ]
-    .into_iter()
-    .filter_map(|(key, set)| (!set).then_some(key))
-    .collect();
+    let missing: Vec<_> =
+        [("auth.issuer", auth.issuer.is_some()), ("auth.audience", auth.audience.is_some())]
+            .into_iter()
+            .filter_map(|(key, set)| (!set).then_some(key))
+            .collect();
     if !missing.is_empty() {
         let missing = missing.join(", ");
         return Check::fail("tokens", format!("checked, but {missing} is not set"), format!("set {missing}"));
     }
-    match auth.jwks_file.as_deref().map(|file| keys(machine, file)) {
-        Some(Ok(0)) => {
-            Check::fail("tokens", "auth.jwks_file holds no keys", "fetch the issuer's key set anew")
+    let counted = match KeySource::try_from(auth) {
+        Ok(keys) => count_keys(&keys).await.map_err(|error| host_core::chain(&error)),
+        Err(error) => Err(host_core::chain(&error)),
+    };
+    match counted {
+        Ok(count) => Check::ok("tokens", format!("checked; keys: {count}")),
+        Err(error) if auth.jwks_file.is_some() => {
+            Check::fail("tokens", error, "fetch the issuer's key set anew, or set auth.jwks_url instead")
         }
-        Some(Ok(count)) => Check::ok("tokens", format!("checked; keys: {count}")),
-        Some(Err(error)) => {
-            Check::fail("tokens", format!("auth.jwks_file: {error}"), "fetch the issuer's key set anew")
-        }
-        None => Check::ok("tokens", "checked"),
+        Err(error) => Check::fail(
+            "tokens",
+            error,
+            "look at auth.issuer and auth.jwks_url, and whether this host may connect there",
+        ),
     }
-}
-
-fn keys(machine: &Machine, file: &Path) -> Result<usize, String> {
-    let text = fs::read_to_string(machine.path(file)).map_err(|error| error.to_string())?;
-    let set: serde_json::Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
-    let keys = set.get("keys").and_then(|keys| keys.as_array());
-    keys.map(Vec::len).ok_or_else(|| "it is no JSON Web Key Set".to_owned())
 }
 
 fn certificate(machine: &Machine, http: &HttpSettings) -> Check {
@@ -125,19 +121,30 @@ mod tests {
         assert_eq!(apparmor(&present, Some("host-mandelbo")).verdict, Verdict::Fail);
     }
 
-    #[test]
-    fn checked_tokens_need_keys() {
-        let (_root, machine) = machine(&[("jwks.json", r#"{"keys":[{}]}"#), ("none.json", r#"{"keys":[]}"#)]);
-        let auth = |file: Option<&str>| AuthSettings {
-            mode: AuthMode::Jwt,
-            issuer: Some("https://issuer/".into()),
-            audience: Some("host".into()),
-            jwks_file: file.map(Into::into),
+    #[tokio::test]
+    async fn checked_tokens_need_keys() {
+        let key = r#"{"keys":[{"kty":"EC","crv":"P-256","x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",
+            "y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}]}"#; // of RFC 7515
+        let (root, _) = machine(&[("jwks.json", key), ("none.json", r#"{"keys":[]}"#)]);
+        let file = |name: &str| root.path().join(name).display().to_string();
+        let check = async |set: &str| {
+            let set = ["auth.mode=jwt", "auth.issuer=http://127.0.0.1:1/", "auth.audience=host", set];
+            let set = set.map(str::to_owned).to_vec();
+            let profile = Some("localdev".to_owned());
+            let sources = host_config::Sources {
+                profile,
+                system_dir: "/nonexistent".into(),
+                set,
+                ..host_config::Sources::default()
+            };
+            tokens(&host_config::load(&sources).unwrap().settings.auth).await
         };
-        let check = |file| tokens(&machine, &auth(file));
-        assert_eq!(check(Some("/jwks.json")), Check::ok("tokens", "checked; keys: 1"));
-        assert_eq!(check(Some("/none.json")).verdict, Verdict::Fail);
-        assert_eq!(check(Some("/missing.json")).verdict, Verdict::Fail);
-        assert!(check(None).found.contains("auth.jwks_file is not set"));
+        let with = async |name: &str| check(&format!("auth.jwks_file={}", file(name))).await;
+        assert_eq!(with("jwks.json").await, Check::ok("tokens", "checked; keys: 1"));
+        assert_eq!(with("none.json").await.verdict, Verdict::Fail);
+        assert_eq!(with("missing.json").await.verdict, Verdict::Fail);
+        let away = check("auth.jwks_timeout=1s").await;
+        assert_eq!(away.verdict, Verdict::Fail);
+        assert!(away.found.starts_with("auth.jwks_url http://127.0.0.1:1/.well-known/jwks.json"), "{away:?}");
     }
 }

@@ -4,19 +4,22 @@
 //! audience, has begun and has not ended (give or take [`LEEWAY_SECONDS`]), and has a subject. Everything else, `none`
 //! and symmetric algorithms first of all, is refused.
 //!
-//! The keys are read through a watch channel: whoever holds the sender can replace the whole set while tokens are
-//! being verified. Keys from a file are never replaced.
+//! Keys from a file are read once. Keys from a URL are replaced as a whole by [`issuer::Refresh`], while tokens are being
+//! verified; the last good set stays until there is another.
 
-use std::{collections::HashSet, path::PathBuf, sync::Arc};
+use std::{collections::HashSet, path::PathBuf};
 
 use host_core::UserId;
 use jsonwebtoken::{Algorithm, Validation, decode, decode_header, errors::ErrorKind};
 use serde::Deserialize;
-use tokio::sync::watch;
 
+mod issuer;
 mod keys;
 mod provider;
 
+use issuer::Known;
+pub(super) use issuer::Refresh;
+pub use issuer::Served;
 pub use keys::KeysError;
 use keys::{Keys, supported};
 
@@ -37,9 +40,29 @@ pub enum Auth {
         issuer: String,
         /// The claim `aud`, or one of it.
         audience: String,
-        /// A file with the issuer's JSON Web Key Set.
-        jwks_file: PathBuf,
+        /// Where the issuer's JSON Web Key Set is.
+        keys: KeySource,
     },
+}
+
+/// Where an issuer's public keys are.
+#[derive(Debug, Clone)]
+pub enum KeySource {
+    /// In this file, read at start.
+    File(PathBuf),
+    /// At the issuer.
+    Served(Served),
+}
+
+/// How many keys there are that tokens can be checked with, for `doctor`.
+///
+/// # Errors
+/// There are none.
+pub(crate) async fn count_keys(keys: &KeySource) -> Result<usize, KeysError> {
+    match keys {
+        KeySource::File(path) => Keys::read(path).map(|keys| keys.count()),
+        KeySource::Served(served) => issuer::fetch(served).await.map(|keys| keys.count()),
+    }
 }
 
 /// Why a token does not count.
@@ -63,6 +86,8 @@ pub(crate) enum Denied {
     Claims,
     #[error("the token is not a JSON Web Token signed with RS256 or ES256")]
     Malformed,
+    #[error("no token can be checked at the moment: the issuer has not told its keys yet")]
+    NoKeys,
 }
 
 impl Denied {
@@ -71,6 +96,7 @@ impl Denied {
         match self {
             Self::Missing => "token_missing",
             Self::Expired => "token_expired",
+            Self::NoKeys => "keys_unavailable",
             _ => "token_invalid",
         }
     }
@@ -80,32 +106,45 @@ impl Denied {
 #[derive(Debug)]
 pub(super) enum Verifier {
     Off,
-    Jwt { validation: Box<Validation>, keys: watch::Receiver<Arc<Keys>> },
+    Jwt { validation: Box<Validation>, keys: Known },
 }
 
 impl Verifier {
-    /// Reads the keys.
+    /// Reads the keys. An issuer that does not answer is asked again by the [`Refresh`], which the caller must run.
     ///
     /// # Errors
-    /// There are none that can be used.
-    pub(super) fn build(auth: &Auth) -> Result<Self, KeysError> {
-        let Auth::Jwt { issuer, audience, jwks_file } = auth else {
-            return Ok(Self::Off);
+    /// There are none that can be used, and never will be.
+    pub(super) async fn build(auth: &Auth) -> Result<(Self, Option<Refresh>), KeysError> {
+        let Auth::Jwt { issuer, audience, keys } = auth else {
+            return Ok((Self::Off, None));
         };
-        let keys = Arc::new(Keys::read(jwks_file)?);
         provider::install();
-        let (_, keys) = watch::channel(keys);
-        Ok(Self::Jwt { validation: Box::new(validation(issuer, audience)), keys })
+        let (keys, refresh) = match keys {
+            KeySource::File(path) => (Known::forever(Keys::read(path)?), None),
+            KeySource::Served(served) => {
+                let (known, refresh) = issuer::ask(served).await?;
+                (known, Some(refresh))
+            }
+        };
+        Ok((Self::Jwt { validation: Box::new(validation(issuer, audience)), keys }, refresh))
     }
 
     /// Whose token it is; `None` where tokens are not checked.
-    pub(super) fn subject(&self, token: Option<&str>) -> Result<Option<UserId>, Denied> {
+    pub(super) async fn subject(&self, token: Option<&str>) -> Result<Option<UserId>, Denied> {
         let Self::Jwt { validation, keys } = self else {
             return Ok(None);
         };
         let token = token.filter(|token| !token.is_empty()).ok_or(Denied::Missing)?;
-        let keys = keys.borrow().clone();
-        subject(token, validation, &keys).map(Some)
+        let seen = keys.now();
+        let known = seen.keys().ok_or(Denied::NoKeys)?;
+        match subject(token, validation, known) {
+            // The issuer may have begun to use a new one.
+            Err(Denied::UnknownKey) => match seen.newer().await {
+                Some(known) => subject(token, validation, &known).map(Some),
+                None => Err(Denied::UnknownKey),
+            },
+            result => result.map(Some),
+        }
     }
 }
 

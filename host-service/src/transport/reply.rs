@@ -50,6 +50,7 @@ impl Refusal {
     fn status(&self) -> StatusCode {
         match self {
             Self::Malformed(_) | Self::PlainHttp | Self::BrokenBody => StatusCode::BAD_REQUEST,
+            Self::Denied(Denied::NoKeys) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Denied(_) => StatusCode::UNAUTHORIZED,
             Self::UnknownPath => StatusCode::NOT_FOUND,
             Self::WrongMethod => StatusCode::METHOD_NOT_ALLOWED,
@@ -80,6 +81,7 @@ impl Refusal {
     /// A header that says more than the status; `Allow` is the router's.
     fn header(&self) -> Option<(HeaderName, HeaderValue)> {
         match self {
+            Self::Denied(Denied::NoKeys) => Some((RETRY_AFTER, COME_AGAIN_SECONDS)),
             Self::Denied(_) => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
             Self::Busy | Self::Failed(Failure::TooMany | Failure::Unavailable(_)) => {
                 Some((RETRY_AFTER, COME_AGAIN_SECONDS))

@@ -6,7 +6,7 @@ use futures::FutureExt;
 use host_config::{AuthMode, AuthSettings, HttpSettings, Settings};
 use host_core::UserId;
 
-use super::{Auth, BuildError, Certificate, Limits, OnRequest, Options};
+use super::{Auth, BuildError, Certificate, KeySource, Limits, OnRequest, Options, Served};
 use crate::host::Host;
 
 impl TryFrom<&Settings> for Options {
@@ -41,8 +41,24 @@ fn auth(auth: &AuthSettings) -> Result<Auth, BuildError> {
         AuthMode::Jwt => Ok(Auth::Jwt {
             issuer: auth.issuer.clone().ok_or(BuildError::Unset("auth.issuer"))?,
             audience: auth.audience.clone().ok_or(BuildError::Unset("auth.audience"))?,
-            jwks_file: auth.jwks_file.clone().ok_or(BuildError::Unset("auth.jwks_file"))?,
+            keys: KeySource::try_from(auth)?,
         }),
+    }
+}
+
+impl TryFrom<&AuthSettings> for KeySource {
+    type Error = BuildError;
+
+    fn try_from(auth: &AuthSettings) -> Result<Self, BuildError> {
+        if let Some(file) = &auth.jwks_file {
+            return Ok(Self::File(file.clone()));
+        }
+        Ok(Self::Served(Served {
+            url: auth.keys_url().ok_or(BuildError::Unset("auth.jwks_url"))?,
+            refresh: auth.jwks_refresh,
+            pause: auth.jwks_pause,
+            timeout: auth.jwks_timeout,
+        }))
     }
 }
 

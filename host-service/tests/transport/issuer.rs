@@ -1,9 +1,6 @@
 //! An issuer of tokens: good ones, and every bad one.
 
-use std::{fs, path::Path};
-
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use host_service::transport::Auth;
 use ring::{
     hmac,
     rand::SystemRandom,
@@ -33,10 +30,17 @@ pub(crate) const RFC_TOKEN: &str = "eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJqb2UiLA0KICJ
 pub(crate) struct Issuer {
     rsa: RsaKeyPair,
     elliptic: EcdsaKeyPair,
+    /// What its keys for signatures are called before they are "rsa" and "elliptic".
+    generation: &'static str,
 }
 
 impl Issuer {
     pub(crate) fn new() -> Self {
+        Self::rotated("")
+    }
+
+    /// With other keys than before, of other names.
+    pub(crate) fn rotated(generation: &'static str) -> Self {
         let [n, e, d, p, q, dp, dq, q_inv] = RSA.map(|part| URL_SAFE_NO_PAD.decode(part).unwrap());
         let public_key = PublicKeyComponents { n, e };
         let rsa = KeyPairComponents { public_key, d, p, q, dP: dp, dQ: dq, qInv: q_inv };
@@ -45,6 +49,7 @@ impl Issuer {
         Self {
             rsa: RsaKeyPair::from_components(&rsa).unwrap(),
             elliptic: EcdsaKeyPair::from_pkcs8(algorithm, elliptic.as_ref(), &random).unwrap(),
+            generation,
         }
     }
 
@@ -56,16 +61,9 @@ impl Issuer {
             {"kty": "oct", "kid": "symmetric", "k": "c2VjcmV0"},
             {"kty": "something-new", "kid": "new"},
             {"kty": "RSA", "kid": "encryption", "use": "enc", "n": RSA[0], "e": RSA[1]},
-            {"kty": "RSA", "kid": "rsa", "alg": "RS256", "use": "sig", "n": RSA[0], "e": RSA[1]},
-            {"kty": "EC", "kid": "elliptic", "crv": "P-256", "x": x, "y": y},
+            {"kty": "RSA", "kid": self.id("rsa"), "alg": "RS256", "use": "sig", "n": RSA[0], "e": RSA[1]},
+            {"kty": "EC", "kid": self.id("elliptic"), "crv": "P-256", "x": x, "y": y},
         ]})
-    }
-
-    /// What a host needs to take its tokens; the keys are written to `directory`.
-    pub(crate) fn trusted(&self, directory: &Path) -> Auth {
-        let jwks_file = directory.join("jwks.json");
-        fs::write(&jwks_file, self.keys().to_string()).unwrap();
-        Auth::Jwt { issuer: ISSUER.into(), audience: AUDIENCE.into(), jwks_file }
     }
 
     /// A good token of `subject`.
@@ -74,7 +72,11 @@ impl Issuer {
     }
 
     pub(crate) fn rs256(&self, claims: &Value) -> String {
-        self.rsa_signed(&json!({"alg": "RS256", "kid": "rsa", "typ": "JWT"}), claims)
+        self.rsa_signed(&json!({"alg": "RS256", "kid": self.id("rsa"), "typ": "JWT"}), claims)
+    }
+
+    fn id(&self, key: &str) -> String {
+        format!("{}{key}", self.generation)
     }
 
     pub(crate) fn rsa_signed(&self, header: &Value, claims: &Value) -> String {
@@ -86,7 +88,7 @@ impl Issuer {
     }
 
     pub(crate) fn es256(&self, claims: &Value) -> String {
-        signed(&json!({"alg": "ES256", "kid": "elliptic"}), claims, |message| {
+        signed(&json!({"alg": "ES256", "kid": self.id("elliptic")}), claims, |message| {
             self.elliptic.sign(&SystemRandom::new(), message).unwrap().as_ref().to_vec()
         })
     }

@@ -5,6 +5,7 @@ mod abuse;
 mod client;
 mod contract;
 mod issuer;
+mod keys;
 mod life;
 mod secrets;
 mod tokens;

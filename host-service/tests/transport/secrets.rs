@@ -17,7 +17,7 @@ use tracing_subscriber::{Layer, layer::Context, layer::SubscriberExt, registry};
 
 use super::{
     issuer::{Issuer, claims_but},
-    world::{Setup, World, told},
+    world::{Setup, World, told, trusted},
 };
 
 /// Everything that is logged, as text.
@@ -50,7 +50,7 @@ async fn no_secret_is_logged_or_repeated() {
     // For all threads: whether a place in the code is enabled is remembered for the whole process.
     tracing::subscriber::set_global_default(registry().with(log.clone())).unwrap();
     let (issuer, scratch) = (Issuer::new(), tempfile::tempdir().unwrap());
-    let auth = issuer.trusted(scratch.path());
+    let auth = trusted(&issuer, scratch.path());
     let world = World::with(Setup { auth, ..Setup::default() }).await;
     let secrets = ["SECRET-DATA", "SECRET-CONFIG-TOKEN", "SECRET-COOKIE", "SECRET-BOOKMARK"];
     let body = |id: &str, token: &str| {

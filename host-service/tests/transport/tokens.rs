@@ -2,22 +2,22 @@
 
 use std::fs;
 
-use host_service::transport::{Auth, BuildError, KeysError, Server};
+use host_service::transport::{BuildError, KeySource, KeysError, Server};
 use serde_json::{Value, json};
 
 use super::{
     issuer::{ISSUER, Issuer, RFC_TOKEN, claims, claims_but, hs256, now, signed},
-    world::{LIMITS, Setup, World, options, told},
+    world::{LIMITS, Setup, World, options, told, trust, trusted},
 };
 
 /// A world that checks tokens, and who issues them.
 async fn world() -> (World, Issuer) {
     let (issuer, scratch) = (Issuer::new(), tempfile::tempdir().unwrap());
-    let auth = issuer.trusted(scratch.path());
+    let auth = trusted(&issuer, scratch.path());
     (World::with(Setup { auth, ..Setup::default() }).await, issuer)
 }
 
-fn with_token(id: &str, token: &str) -> Value {
+pub(super) fn with_token(id: &str, token: &str) -> Value {
     json!({"mandelbox_id": id, "jwt_access_token": token})
 }
 
@@ -170,7 +170,7 @@ async fn without_keys_there_is_no_server() {
     let scratch = tempfile::tempdir().unwrap();
     let file = scratch.path().join("jwks.json");
     let build = async || {
-        let auth = Auth::Jwt { issuer: "i".into(), audience: "a".into(), jwks_file: file.clone() };
+        let auth = trust(KeySource::File(file.clone()));
         let lobby = host_service::lobby::Lobby::new(Setup::default().lobby);
         match Server::build(options(scratch.path(), auth, LIMITS), lobby, None).await {
             Err(BuildError::Keys(error)) => error,

@@ -1,11 +1,11 @@
 //! A real server with everything that it needs, and somebody who opens seats.
 
-use std::{future::Future, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{fs, future::Future, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use host_core::secret::AesKey;
 use host_service::{
     lobby::{Answer, Lobby, LobbyLimits, Outcome, Seat, StartupData},
-    transport::{Auth, Certificate, Limits, OnRequest, Options, Server},
+    transport::{Auth, Certificate, KeySource, Limits, OnRequest, Options, Server},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -13,7 +13,10 @@ use tokio::{net::TcpStream, task::JoinSet, time::timeout};
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
-use super::client::{Client, Said, trusting};
+use super::{
+    client::{Client, Said, trusting},
+    issuer::{AUDIENCE, ISSUER, Issuer},
+};
 
 /// Nothing here takes this long; it only ends a test that waits for what never comes.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
@@ -112,6 +115,18 @@ impl World {
     pub(crate) async fn ended(&mut self) {
         within(self.server.join_next()).await.unwrap().unwrap();
     }
+}
+
+/// A host that takes the tokens of those `keys`.
+pub(crate) fn trust(keys: KeySource) -> Auth {
+    Auth::Jwt { issuer: ISSUER.into(), audience: AUDIENCE.into(), keys }
+}
+
+/// A host that takes `issuer`'s tokens, by a file in `directory`.
+pub(crate) fn trusted(issuer: &Issuer, directory: &Path) -> Auth {
+    let jwks_file = directory.join("jwks.json");
+    fs::write(&jwks_file, issuer.keys().to_string()).unwrap();
+    trust(KeySource::File(jwks_file))
 }
 
 pub(crate) fn options(directory: &Path, auth: Auth, limits: Limits) -> Options {

@@ -164,7 +164,10 @@ fn shared(scratch: &TempDir, settings: &[&str], sim: Arc<Sim>, pubsub: Arc<Memor
     pools.gpus.update((0..25).map(gpu).collect(), &[]);
     Shared {
         profile: loaded.profile,
-        facts: Arc::new(crate::identity::facts(&loaded, 54).unwrap()),
+        facts: Arc::new(host_core::pubsub::InstanceFacts {
+            capacity: 54,
+            ..crate::identity::from_settings(&loaded).unwrap()
+        }),
         runtime: sim,
         pubsub,
         pools,

@@ -1,9 +1,6 @@
 //! An issuer's public keys.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::Path};
 
 use jsonwebtoken::{
     Algorithm, DecodingKey, DecodingKeyKind,
@@ -20,33 +17,38 @@ pub(super) fn supported(algorithm: Algorithm) -> bool {
 /// Shorter RSA keys can be broken.
 const SHORTEST_MODULUS_BYTES: usize = 256;
 
-/// Why there are no keys.
+/// Why there are no keys. `place` is the setting and what it says.
 #[derive(Debug, thiserror::Error)]
 pub enum KeysError {
     /// The file cannot be read.
-    #[error("auth.jwks_file {} cannot be read", path.display())]
+    #[error("{place} cannot be read")]
     Unreadable {
         /// Which.
-        path: PathBuf,
+        place: String,
         /// Why.
         source: io::Error,
     },
+    /// The issuer does not answer as it must.
+    #[error("{place} cannot be fetched: {reason}")]
+    NotServed {
+        /// Where it was asked.
+        place: String,
+        /// What came instead; nothing that was sent is repeated.
+        reason: String,
+    },
     /// It is not a key set.
-    #[error("auth.jwks_file {} is not a JSON Web Key Set: {{\"keys\":[…]}}", path.display())]
+    #[error("{place} is not a JSON Web Key Set: {{\"keys\":[…]}}")]
     NotAKeySet {
         /// Which.
-        path: PathBuf,
+        place: String,
         /// Where it is not.
         source: serde_json::Error,
     },
     /// No key in it can verify a token.
-    #[error(
-        "auth.jwks_file {} holds no key for RS256 (2048 bits or more) or ES256 among its {found} keys",
-        path.display()
-    )]
+    #[error("{place} holds no key for RS256 (2048 bits or more) or ES256 among its {found} keys")]
     NoneUsable {
         /// Which.
-        path: PathBuf,
+        place: String,
         /// How many there are.
         found: usize,
     },
@@ -71,13 +73,26 @@ struct KeySet {
 
 impl Keys {
     pub(super) fn read(path: &Path) -> Result<Self, KeysError> {
-        let path = || path.to_owned();
-        let text = fs::read(path()).map_err(|source| KeysError::Unreadable { path: path(), source })?;
-        let set: KeySet =
-            serde_json::from_slice(&text).map_err(|source| KeysError::NotAKeySet { path: path(), source })?;
+        let place = format!("auth.jwks_file {}", path.display());
+        match fs::read(path) {
+            Ok(text) => Self::parse(&text, &place),
+            Err(source) => Err(KeysError::Unreadable { place, source }),
+        }
+    }
+
+    /// What `place` holds.
+    pub(super) fn parse(text: &[u8], place: &str) -> Result<Self, KeysError> {
+        let place = || place.to_owned();
+        let set: KeySet = serde_json::from_slice(text)
+            .map_err(|source| KeysError::NotAKeySet { place: place(), source })?;
         let found = set.keys.len();
         let keys: Vec<Key> = set.keys.into_iter().filter_map(Key::parse).collect();
-        if keys.is_empty() { Err(KeysError::NoneUsable { path: path(), found }) } else { Ok(Self(keys)) }
+        if keys.is_empty() { Err(KeysError::NoneUsable { place: place(), found }) } else { Ok(Self(keys)) }
+    }
+
+    /// How many of them can verify tokens.
+    pub(super) fn count(&self) -> usize {
+        self.0.len()
     }
 
     /// The keys that may have signed a token: the one it names, or any of the algorithm when it names none.
