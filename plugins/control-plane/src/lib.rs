@@ -27,12 +27,7 @@ pub fn is_away(error: &PluginError) -> bool {
     error.retry() == Retry::Later
 }
 
-/// A tenth more or less, so that a fleet does not read in step.
-pub fn jittered(period: std::time::Duration) -> std::time::Duration {
-    period.mul_f64(0.9 + 0.2 * rand::random::<f64>())
-}
-
-/// Up to a fifth less, for the same reason where no more is allowed.
+/// Up to a fifth less, so that a fleet does not read in step.
 pub fn shortened(period: std::time::Duration) -> std::time::Duration {
     period.mul_f64(1.0 - 0.2 * rand::random::<f64>())
 }

@@ -18,10 +18,11 @@ use tokio::{
 };
 
 use crate::{
-    is_away, jittered,
+    is_away,
     queue::{Entry, Queue, Stuck, Write},
     rows::Raw,
     seen::Seen,
+    shortened,
 };
 
 /// Between tries of a write that does not go through: a row may be locked for a moment, or for long.
@@ -257,7 +258,7 @@ impl Tries {
     }
 
     async fn pause(&mut self) {
-        sleep(jittered(self.pause)).await;
+        sleep(shortened(self.pause)).await;
         self.pause = (self.pause * 2).min(PAUSES.1);
     }
 }

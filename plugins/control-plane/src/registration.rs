@@ -1,7 +1,12 @@
 //! What a host does about its own row when it starts. Looking and writing are the caller's; nobody may write between.
 
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
 use host_core::{
-    ErrorKind, PluginError,
+    ErrorKind, InstanceName, PluginError,
     pubsub::{InstanceFacts, InstanceStatus, Result},
 };
 
@@ -26,9 +31,9 @@ pub struct Expected {
 
 /// What there is to do about the row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
-    /// It becomes `ACTIVE`, with this host's facts.
-    Activate,
+pub enum Step<'a> {
+    /// It becomes `ACTIVE`, with this host's facts, if it still is as it was seen.
+    Activate(&'a Expected),
     /// It is made.
     Create,
     /// It is left alone: the host is not wanted.
@@ -39,14 +44,14 @@ pub enum Step {
 ///
 /// # Errors
 /// As [`register`](host_core::pubsub::PubSub::register).
-pub fn decide(row: Option<&Expected>, facts: &InstanceFacts, create: bool) -> Result<Step> {
+pub fn decide<'a>(row: Option<&'a Expected>, facts: &InstanceFacts, create: bool) -> Result<Step<'a>> {
     let Some(row) = row else {
         return if create { Ok(Step::Create) } else { Err(no_row(facts)) };
     };
     match InstanceStatus::parse(&row.status).ok_or_else(|| unknown_status(&row.status))? {
         status @ (InstanceStatus::Draining | InstanceStatus::Unresponsive) => Ok(Step::Leave(status)),
-        InstanceStatus::PreConnection => matches(row, facts).map(|()| Step::Activate),
-        InstanceStatus::Active => same_machine(row, facts).map(|()| Step::Activate),
+        InstanceStatus::PreConnection => matches(row, facts).map(|()| Step::Activate(row)),
+        InstanceStatus::Active => same_machine(row, facts).map(|()| Step::Activate(row)),
     }
 }
 
@@ -101,6 +106,28 @@ fn same_machine(row: &Expected, facts: &InstanceFacts) -> Result<()> {
     Err(PluginError::new(ErrorKind::Conflict, message))
 }
 
+/// Which machine registers under a name from here. A registration whose answer is lost may have come second to another
+/// machine's; so what ends a host's row ends only one that is this machine's. A tool, which registers nothing, ends any.
+#[derive(Debug, Default)]
+pub struct Machines(Mutex<BTreeMap<InstanceName, String>>);
+
+impl Machines {
+    /// No code that can panic runs under this lock.
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<InstanceName, String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It is about to register.
+    pub fn registers(&self, facts: &InstanceFacts) {
+        self.lock().insert(facts.name.clone(), facts.cloud_id.clone());
+    }
+
+    /// The id of the machine that the row must be of, where one is known.
+    pub fn of(&self, instance: &InstanceName) -> Option<String> {
+        self.lock().get(instance).cloned()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,16 +158,30 @@ mod tests {
 
     #[test]
     fn the_row_decides() {
-        let decided = |row: Option<&Expected>, create| decide(row, &facts(), create).map_err(|e| e.kind());
-        assert_eq!(decided(Some(&row("PRE_CONNECTION")), false), Ok(Step::Activate));
-        assert_eq!(decided(Some(&row("ACTIVE")), false), Ok(Step::Activate));
-        assert_eq!(decided(Some(&row("DRAINING")), false), Ok(Step::Leave(InstanceStatus::Draining)));
-        assert_eq!(decided(Some(&row("RETIRED")), false), Err(ErrorKind::Invalid));
-        assert_eq!(decided(None, true), Ok(Step::Create));
-        assert_eq!(decided(None, false), Err(ErrorKind::NotFound));
         let other = Expected { cloud_id: "i-2".into(), ..row("ACTIVE") };
-        assert_eq!(decided(Some(&other), false), Err(ErrorKind::Conflict));
         let wrong = Expected { commit: "abx".into(), ..row("PRE_CONNECTION") };
-        assert_eq!(decided(Some(&wrong), false), Err(ErrorKind::Invalid));
+        let (waiting, active) = (row("PRE_CONNECTION"), row("ACTIVE"));
+        for (row, create, expected) in [
+            (Some(&waiting), false, Ok(Step::Activate(&waiting))),
+            (Some(&active), false, Ok(Step::Activate(&active))),
+            (Some(&row("DRAINING")), false, Ok(Step::Leave(InstanceStatus::Draining))),
+            (Some(&row("RETIRED")), false, Err(ErrorKind::Invalid)),
+            (None, true, Ok(Step::Create)),
+            (None, false, Err(ErrorKind::NotFound)),
+            (Some(&other), false, Err(ErrorKind::Conflict)),
+            (Some(&wrong), false, Err(ErrorKind::Invalid)),
+        ] {
+            assert_eq!(decide(row, &facts(), create).map_err(|error| error.kind()), expected, "{row:?}");
+        }
+    }
+
+    #[test]
+    fn the_last_machine_that_registered_under_a_name_is_this_one() {
+        let (machines, name) = (Machines::default(), facts().name);
+        assert_eq!(machines.of(&name), None);
+        machines.registers(&facts());
+        machines.registers(&InstanceFacts { cloud_id: "i-2".into(), ..facts() });
+        assert_eq!(machines.of(&name).as_deref(), Some("i-2"));
+        assert_eq!(machines.of(&"other".parse().unwrap()), None);
     }
 }

@@ -19,7 +19,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use control_plane::{Outbox, Write};
+use control_plane::{Outbox, Write, registration::Machines};
 use futures::stream::BoxStream;
 use host_core::{
     ErrorKind, InstanceName, MandelboxId, PluginError,
@@ -69,6 +69,7 @@ pub struct HasuraPubSub {
 struct Shared {
     server: Server,
     outbox: Outbox,
+    machines: Machines,
     poll: Duration,
     lag: Duration,
 }
@@ -88,10 +89,9 @@ impl HasuraPubSub {
         })??;
         let outbox = Outbox::open(context, QUEUE).await?;
         statements::check(&server).await?;
-        Ok(Self {
-            shared: Arc::new(Shared { server, outbox, poll: config.poll, lag: config.lag }),
-            create: local,
-        })
+        let machines = Machines::default();
+        let shared = Shared { server, outbox, machines, poll: config.poll, lag: config.lag };
+        Ok(Self { shared: Arc::new(shared), create: local })
     }
 }
 
@@ -102,7 +102,9 @@ impl PubSub for HasuraPubSub {
     }
 
     async fn register(&self, facts: &InstanceFacts, heartbeat: &Heartbeat) -> Result<Registered> {
-        register::register(&self.shared.server, facts, heartbeat, self.create).await
+        let Shared { server, machines, .. } = &*self.shared;
+        machines.registers(facts);
+        register::register(server, facts, heartbeat, self.create).await
     }
 
     async fn claim(&self, instance: &InstanceName, row: &MandelboxRow) -> Result<Claim> {
@@ -130,8 +132,9 @@ impl PubSub for HasuraPubSub {
     }
 
     async fn mark_draining(&self, instance: &InstanceName) -> Result<()> {
-        let Shared { server, outbox, .. } = &*self.shared;
-        outbox.noticed(statements::mark_draining(server, instance).await)
+        let Shared { server, outbox, machines, .. } = &*self.shared;
+        let machine = machines.of(instance);
+        outbox.noticed(statements::mark_draining(server, instance, machine.as_deref()).await)
     }
 
     async fn remove(&self, instance: &InstanceName, mandelbox: &MandelboxId) -> Result<()> {
@@ -140,8 +143,9 @@ impl PubSub for HasuraPubSub {
     }
 
     async fn unregister(&self, instance: &InstanceName) -> Result<()> {
-        let Shared { server, outbox, .. } = &*self.shared;
-        outbox.noticed(statements::unregister(server, instance).await)?;
+        let Shared { server, outbox, machines, .. } = &*self.shared;
+        let machine = machines.of(instance);
+        outbox.noticed(statements::unregister(server, instance, machine.as_deref()).await)?;
         outbox.forget(instance).await;
         Ok(())
     }

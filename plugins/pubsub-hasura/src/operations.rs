@@ -280,19 +280,34 @@ mod typed {
         pub(crate) update_cloud_instance_info: Option<Instances>,
     }
 
+    /// Without a value every text is it.
+    #[derive(cynic::InputObject, Debug)]
+    #[cynic(graphql_type = "String_comparison_exp", rename_all = "none")]
+    pub(crate) struct Is<'a> {
+        #[cynic(skip_serializing_if = "Option::is_none")]
+        pub(crate) _eq: Option<&'a str>,
+    }
+
+    #[derive(cynic::QueryVariables, Debug)]
+    pub(crate) struct Ended<'a> {
+        pub(crate) instance: &'a str,
+        pub(crate) machine: Is<'a>,
+    }
+
     #[derive(cynic::QueryFragment, Debug)]
-    #[cynic(graphql_type = "mutation_root", variables = "Host", rename_all = "none")]
+    #[cynic(graphql_type = "mutation_root", variables = "Ended", rename_all = "none")]
     pub(crate) struct DrainInstance {
         #[arguments(_set: { status: "DRAINING" },
-                    where: { instance_name: { _eq: $instance }, status: { _in: ["PRE_CONNECTION", "ACTIVE"] } })]
+                    where: { instance_name: { _eq: $instance }, cloud_provider_id: $machine,
+                             status: { _in: ["PRE_CONNECTION", "ACTIVE"] } })]
         #[expect(dead_code, reason = "a row that is gone, or given up, stays so")]
         pub(crate) update_cloud_instance_info: Option<Instances>,
     }
 
     #[derive(cynic::QueryFragment, Debug)]
-    #[cynic(graphql_type = "mutation_root", variables = "Host", rename_all = "none")]
+    #[cynic(graphql_type = "mutation_root", variables = "Ended", rename_all = "none")]
     pub(crate) struct RemoveInstance {
-        #[arguments(where: { instance_name: { _eq: $instance } })]
+        #[arguments(where: { instance_name: { _eq: $instance }, cloud_provider_id: $machine })]
         #[expect(dead_code, reason = "a row that is gone stays so")]
         pub(crate) delete_cloud_instance_info: Option<Instances>,
     }

@@ -23,12 +23,10 @@ pub(crate) async fn register(
 ) -> Result<Registered> {
     for _ in 0..TRIES {
         let row = look(server, facts).await?;
-        let done = match (decide(row.as_ref(), facts, create)?, row) {
-            (Step::Leave(status), _) => return Ok(Registered::Unwanted(status)),
-            (Step::Create, _) => make(server, facts, beat).await?,
-            (Step::Activate, Some(seen)) => activate(server, facts, beat, &seen).await?,
-            // What is not there cannot be activated.
-            (Step::Activate, None) => false,
+        let done = match decide(row.as_ref(), facts, create)? {
+            Step::Leave(status) => return Ok(Registered::Unwanted(status)),
+            Step::Create => make(server, facts, beat).await?,
+            Step::Activate(seen) => activate(server, facts, beat, seen).await?,
         };
         if done {
             return Ok(Registered::Active);

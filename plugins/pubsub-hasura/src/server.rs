@@ -9,7 +9,7 @@ use std::{
 };
 
 use cynic::Operation;
-use host_core::{ErrorKind, PluginError, pubsub::Result};
+use host_core::{ErrorKind, PluginError, Retry, pubsub::Result};
 use reqwest::{Client, Response, Url, header, redirect};
 use rustls::ClientConfig;
 use secrecy::SecretString;
@@ -113,8 +113,22 @@ impl Server {
         }
     }
 
-    /// Runs a query or a mutation, once.
+    /// Runs a query or a mutation, once, after [`Server::try_first`] went well. The server was right then, and the
+    /// operations are; so what is called invalid now is for the moment only: metadata is inconsistent, a proxy answers
+    /// during a deployment, the token's file is being replaced.
     pub(crate) async fn run<T, V>(&self, doing: &str, operation: Operation<T, V>) -> Result<T>
+    where
+        T: DeserializeOwned,
+        V: Serialize,
+    {
+        self.try_first(doing, operation).await.map_err(|error| match error.kind() {
+            ErrorKind::Invalid => error.with_retry(Retry::Later),
+            _ => error,
+        })
+    }
+
+    /// The same where nobody knows yet whether this is the right server.
+    pub(crate) async fn try_first<T, V>(&self, doing: &str, operation: Operation<T, V>) -> Result<T>
     where
         T: DeserializeOwned,
         V: Serialize,

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use control_plane::{Delivery, Entry, Raw, Read, Ripe, Write, short};
 use cynic::{MutationBuilder, QueryBuilder};
 use host_core::{
-    ErrorKind, InstanceName, MandelboxId, PluginError, Retry,
+    ErrorKind, InstanceName, MandelboxId, PluginError,
     pubsub::{Allocation, Claim, Heartbeat, MandelboxRow, MandelboxStatus, Result, StaleAfter},
 };
 
@@ -14,7 +14,7 @@ use crate::{operations as ops, operations::Bigint, server::Server};
 
 /// Whether the server is there, believes this host and has everything that a host needs.
 pub(crate) async fn check(server: &Server) -> Result<()> {
-    server.run("looking at Hasura's schema", ops::Check::build(())).await.map(drop)
+    server.try_first("looking at Hasura's schema", ops::Check::build(())).await.map(drop)
 }
 
 /// Everything about a host, at one time.
@@ -77,12 +77,12 @@ impl Delivery for Server {
                 let before = Some(earlier.map(|status| status.as_str()).collect());
                 let moved = ops::Moved { instance, id, status: status.as_str(), before, from, to };
                 let mutation = ops::MoveMandelbox::build(moved);
-                self.run("writing a mandelbox's status", mutation).await.map(drop).map_err(passing)
+                self.run("writing a mandelbox's status", mutation).await.map(drop)
             }
             Write::Remove => {
                 let one = ops::One { instance, id, from, to };
                 let mutation = ops::RemoveMandelbox::build(one);
-                self.run("removing a mandelbox's row", mutation).await.map(drop).map_err(passing)
+                self.run("removing a mandelbox's row", mutation).await.map(drop)
             }
         }
     }
@@ -95,26 +95,30 @@ impl Delivery for Server {
             cpu: Bigint(beat.nanocpus_remaining),
             vram: Bigint(beat.gpu_vram_remaining_kb),
         };
-        self.run("writing a heartbeat", ops::BeatInstance::build(beat)).await.map(drop).map_err(passing)
+        self.run("writing a heartbeat", ops::BeatInstance::build(beat)).await.map(drop)
     }
 }
 
-/// Nothing is wrong with a status, and the server was right when this host connected. So what is called invalid is for
-/// the moment only: a source is inconsistent, a proxy answers during a deployment, the token's file is being replaced.
-fn passing(error: PluginError) -> PluginError {
-    match error.kind() {
-        ErrorKind::Invalid => error.with_retry(Retry::Later),
-        _ => error,
-    }
-}
-
-pub(crate) async fn mark_draining(server: &Server, instance: &InstanceName) -> Result<()> {
-    let mutation = ops::DrainInstance::build(ops::Host { instance: instance.as_str() });
+/// `machine` is which the row must be of, where that is known; also below.
+pub(crate) async fn mark_draining(
+    server: &Server,
+    instance: &InstanceName,
+    machine: Option<&str>,
+) -> Result<()> {
+    let mutation = ops::DrainInstance::build(ended(instance, machine));
     server.run("marking this host as draining", mutation).await.map(drop)
 }
 
-pub(crate) async fn unregister(server: &Server, instance: &InstanceName) -> Result<()> {
-    let mutation = ops::RemoveInstance::build(ops::Host { instance: instance.as_str() });
+fn ended<'a>(instance: &'a InstanceName, machine: Option<&'a str>) -> ops::Ended<'a> {
+    ops::Ended { instance: instance.as_str(), machine: ops::Is { _eq: machine } }
+}
+
+pub(crate) async fn unregister(
+    server: &Server,
+    instance: &InstanceName,
+    machine: Option<&str>,
+) -> Result<()> {
+    let mutation = ops::RemoveInstance::build(ended(instance, machine));
     server.run("removing the instance's row", mutation).await.map(drop)
 }
 

@@ -150,7 +150,7 @@ impl Watch {
     /// Reads everything.
     async fn catch_up(&mut self) -> Result<DesiredState> {
         self.alarm.mark_unchanged();
-        let Shared { server, outbox, poll, lag } = &*self.shared;
+        let Shared { server, outbox, poll, lag, .. } = &*self.shared;
         let begun = Instant::now();
         self.now = statements::read(server, &self.instance).await?;
         let now = Instant::now();

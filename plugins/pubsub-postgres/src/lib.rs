@@ -19,7 +19,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use control_plane::{Delivery, Entry, Outbox, Write};
+use control_plane::{Delivery, Entry, Outbox, Write, registration::Machines};
 use futures::stream::BoxStream;
 use host_core::{
     ErrorKind, InstanceName, MandelboxId, PluginError,
@@ -75,6 +75,7 @@ pub struct PostgresPubSub {
 struct Shared {
     database: Database,
     outbox: Outbox,
+    machines: Machines,
     poll: Duration,
     poll_without_notifications: Duration,
 }
@@ -98,6 +99,7 @@ impl PostgresPubSub {
         let shared = Shared {
             database,
             outbox,
+            machines: Machines::default(),
             poll: config.poll,
             poll_without_notifications: config.poll_without_notifications,
         };
@@ -134,7 +136,9 @@ impl PubSub for PostgresPubSub {
     }
 
     async fn register(&self, facts: &InstanceFacts, heartbeat: &Heartbeat) -> Result<Registered> {
-        register::register(&self.shared.database, facts, heartbeat, self.create).await
+        let Shared { database, machines, .. } = &*self.shared;
+        machines.registers(facts);
+        register::register(database, facts, heartbeat, self.create).await
     }
 
     async fn claim(&self, instance: &InstanceName, row: &MandelboxRow) -> Result<Claim> {
@@ -162,8 +166,9 @@ impl PubSub for PostgresPubSub {
     }
 
     async fn mark_draining(&self, instance: &InstanceName) -> Result<()> {
-        let Shared { database, outbox, .. } = &*self.shared;
-        outbox.noticed(statements::mark_draining(database, instance).await)
+        let Shared { database, outbox, machines, .. } = &*self.shared;
+        let machine = machines.of(instance);
+        outbox.noticed(statements::mark_draining(database, instance, machine.as_deref()).await)
     }
 
     async fn remove(&self, instance: &InstanceName, mandelbox: &MandelboxId) -> Result<()> {
@@ -172,8 +177,9 @@ impl PubSub for PostgresPubSub {
     }
 
     async fn unregister(&self, instance: &InstanceName) -> Result<()> {
-        let Shared { database, outbox, .. } = &*self.shared;
-        outbox.noticed(statements::unregister(database, instance).await)?;
+        let Shared { database, outbox, machines, .. } = &*self.shared;
+        let machine = machines.of(instance);
+        outbox.noticed(statements::unregister(database, instance, machine.as_deref()).await)?;
         outbox.forget(instance).await;
         Ok(())
     }

@@ -51,7 +51,7 @@ async fn step(
     let row = look(transaction, facts).await?;
     match decide(row.as_ref(), facts, create)? {
         Step::Leave(status) => return Ok(Registered::Unwanted(status)),
-        Step::Activate => write(transaction, ACTIVATE, facts, beat).await?,
+        Step::Activate(_) => write(transaction, ACTIVATE, facts, beat).await?,
         Step::Create => write(transaction, CREATE, facts, beat).await?,
     }
     Ok(Registered::Active)

@@ -113,15 +113,30 @@ pub(crate) async fn heartbeat(database: &Database, instance: &InstanceName, beat
     database.query("writing a heartbeat", SQL, parameters).await.map(drop)
 }
 
-pub(crate) async fn mark_draining(database: &Database, instance: &InstanceName) -> Result<()> {
+/// `machine` is which the row must be of, where that is known; also below.
+pub(crate) async fn mark_draining(
+    database: &Database,
+    instance: &InstanceName,
+    machine: Option<&str>,
+) -> Result<()> {
     const SQL: &str = "UPDATE cloud.instance_info SET status = 'DRAINING' \
-                       WHERE instance_name = $1 AND status IN ('PRE_CONNECTION', 'ACTIVE')";
-    database.query("marking this host as draining", SQL, &[(&instance.as_str(), Type::TEXT)]).await.map(drop)
+                       WHERE instance_name = $1 AND ($2::text IS NULL OR cloud_provider_id = $2) \
+                       AND status IN ('PRE_CONNECTION', 'ACTIVE')";
+    let parameters: crate::database::Parameters<'_> =
+        &[(&instance.as_str(), Type::TEXT), (&machine, Type::TEXT)];
+    database.query("marking this host as draining", SQL, parameters).await.map(drop)
 }
 
-pub(crate) async fn unregister(database: &Database, instance: &InstanceName) -> Result<()> {
-    const SQL: &str = "DELETE FROM cloud.instance_info WHERE instance_name = $1";
-    database.query("removing the instance's row", SQL, &[(&instance.as_str(), Type::TEXT)]).await.map(drop)
+pub(crate) async fn unregister(
+    database: &Database,
+    instance: &InstanceName,
+    machine: Option<&str>,
+) -> Result<()> {
+    const SQL: &str = "DELETE FROM cloud.instance_info \
+                       WHERE instance_name = $1 AND ($2::text IS NULL OR cloud_provider_id = $2)";
+    let parameters: crate::database::Parameters<'_> =
+        &[(&instance.as_str(), Type::TEXT), (&machine, Type::TEXT)];
+    database.query("removing the instance's row", SQL, parameters).await.map(drop)
 }
 
 /// `ripe` is which rows may be stale at all; `None` leaves it to their creation time.

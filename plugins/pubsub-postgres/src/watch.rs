@@ -12,7 +12,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use control_plane::{Read, Reader, Watching, jittered};
+use control_plane::{Read, Reader, Watching, shortened};
 use futures::{StreamExt, stream, stream::BoxStream};
 use host_core::{
     InstanceName,
@@ -186,7 +186,7 @@ impl Watch {
     }
 
     fn period(&self) -> Duration {
-        jittered(match self.hearing {
+        shortened(match self.hearing {
             Hearing::Deaf => self.shared.poll_without_notifications,
             _ => self.shared.poll,
         })

@@ -1,7 +1,7 @@
 //! The tracked tables as the database has them, and statements over them.
 
 use anyhow::{Context, Result, ensure};
-use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod};
+use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod};
 use serde_json::{Map, Value};
 use tokio_postgres::{
     NoTls,
@@ -55,6 +55,18 @@ impl Table {
     }
 }
 
+/// A connection in the middle of a statement. Dropped like that, when its client breaks off, it is nobody else's: the
+/// statement may wait for a lock.
+struct Busy(Option<Object>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if let Some(object) = self.0.take() {
+            drop(Object::take(object));
+        }
+    }
+}
+
 /// A database, and what of it is shown.
 #[derive(Clone)]
 pub(crate) struct Database {
@@ -102,6 +114,8 @@ impl Database {
 
     async fn run(&self, sql: Sql) -> Result<Value> {
         let client = self.pool.get().await.map_err(|_| Fault::connection())?;
+        let mut busy = Busy(Some(client));
+        let Some(client) = &busy.0 else { unreachable!("it is at rest only below") };
         let parameters: Vec<(&(dyn ToSql + Sync), Type)> = sql
             .parameters
             .iter()
@@ -111,6 +125,7 @@ impl Database {
             })
             .collect();
         let rows = client.query_typed(&sql.text, &parameters).await;
+        busy.0.take();
         let rows = rows.map_err(|error| Fault::of_postgres(&error))?;
         let text: String = rows.first().context("no row")?.try_get(0)?;
         Ok(serde_json::from_str(&text)?)

@@ -216,3 +216,24 @@ async fn what_the_role_may_not_see_is_told_at_the_start() -> Result<()> {
     tokio::time::timeout(PATIENCE, Watcher::new(&pubsub, &mine).row("a")).await??;
     Ok(())
 }
+
+#[tokio::test]
+async fn who_may_not_have_registered_ends_no_other_machines_row() -> Result<()> {
+    let stage = Stage::new().await?;
+    let host = stage.host_with("h", "PRE_CONNECTION")?;
+    let (one, other) = (stage.connect().await?, stage.connect().await?);
+    assert_eq!(one.register(&facts("h"), &beat()).await?, Registered::Active);
+    stage.row(&host, "a", "RUNNING")?;
+    let theirs = host_core::pubsub::InstanceFacts { cloud_id: "i-theirs".into(), ..facts("h") };
+    // Were this answer lost, they could not know.
+    assert_eq!(other.register(&theirs, &beat()).await.unwrap_err().kind(), ErrorKind::Conflict);
+    other.mark_draining(&host).await?;
+    other.unregister(&host).await?;
+    let left = "SELECT i.status, m.status FROM cloud.instance_info i JOIN cloud.mandelbox_info m USING (instance_name)";
+    assert_eq!(stage.database.sql(left)?, "ACTIVE|RUNNING");
+    one.mark_draining(&host).await?;
+    assert_eq!(stage.database.sql(left)?, "DRAINING|RUNNING");
+    one.unregister(&host).await?;
+    assert_eq!(stage.database.sql(left)?, "");
+    Ok(())
+}

@@ -154,3 +154,25 @@ fn everything(stage: &Stage) -> Result<String> {
         .database
         .sql("SELECT * FROM cloud.instance_info ORDER BY 1; SELECT * FROM cloud.mandelbox_info ORDER BY 1")
 }
+
+#[tokio::test]
+async fn who_may_not_have_registered_ends_no_other_machines_row() -> Result<()> {
+    let stage = Stage::new().await?;
+    stage.host_with("h", "PRE_CONNECTION", 3)?;
+    let host = "h".parse()?;
+    let (one, other) = (stage.connect().await?, stage.connect().await?);
+    assert_eq!(one.register(&facts("h"), &beat()).await?, Registered::Active);
+    stage.row(&host, "a", "RUNNING")?;
+    let theirs = host_core::pubsub::InstanceFacts { cloud_id: "i-theirs".into(), ..facts("h") };
+    // Were this answer lost, they could not know.
+    assert_eq!(other.register(&theirs, &beat()).await.unwrap_err().kind(), ErrorKind::Conflict);
+    other.mark_draining(&host).await?;
+    other.unregister(&host).await?;
+    let left = "SELECT i.status, m.status FROM cloud.instance_info i JOIN cloud.mandelbox_info m USING (instance_name)";
+    assert_eq!(stage.database.sql(left)?, "ACTIVE|RUNNING");
+    one.mark_draining(&host).await?;
+    assert_eq!(stage.database.sql(left)?, "DRAINING|RUNNING");
+    one.unregister(&host).await?;
+    assert_eq!(stage.database.sql(left)?, "");
+    Ok(())
+}
