@@ -46,6 +46,20 @@ pub struct Record {
     pub environment: Arc<str>,
 }
 
+impl Record {
+    /// The mandelbox that it is about.
+    pub fn mandelbox(&self) -> Option<&str> {
+        self.fields.get(MANDELBOX)?.as_str()
+    }
+}
+
+/// The field that says which mandelbox a record is about.
+pub const MANDELBOX: &str = "mandelbox";
+
+/// What the names of threads begin with on which records are sent. What libraries record there is not recorded: it
+/// would be sent, and sending it recorded.
+pub const TELEMETRY_THREADS: &str = "telemetry-";
+
 /// A destination of records.
 #[async_trait]
 pub trait Telemetry: Send + Sync + fmt::Debug + 'static {

@@ -33,6 +33,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub trait Bench: Send + Sync {
     /// A plugin that has taken nothing yet, and where its records arrive.
     async fn open(&self) -> Result<(Arc<dyn Telemetry>, Arc<dyn Destination>), PluginError>;
+
+    /// The least serious records that are to arrive.
+    fn level(&self) -> Level {
+        Level::Info
+    }
 }
 
 /// Where records arrive.
@@ -71,7 +76,7 @@ pub fn behaviours() -> Vec<Behaviour<dyn Bench>> {
 async fn a_flushed_record_has_arrived_whole(bench: &dyn Bench) -> Verdict {
     let (telemetry, destination) = bench.open().await?;
     ensure!(telemetry.dropped() == 0, "{} were dropped before the first", telemetry.dropped());
-    let mut record = record("spin-up failed");
+    let mut record = record(bench, "spin-up failed");
     let fields =
         [("mandelbox", json!("mandelbox-7")), ("attempt", json!(31_337)), ("error", json!("no such image"))];
     record.fields = fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
@@ -87,8 +92,11 @@ async fn a_flushed_record_has_arrived_whole(bench: &dyn Bench) -> Verdict {
 
 async fn a_record_from_before_the_host_knows_itself_arrives(bench: &dyn Bench) -> Verdict {
     let (telemetry, destination) = bench.open().await?;
-    let early =
-        Record { instance: None, at: SystemTime::UNIX_EPOCH - Duration::from_secs(1), ..record("starting") };
+    let early = Record {
+        instance: None,
+        at: SystemTime::UNIX_EPOCH - Duration::from_secs(1),
+        ..record(bench, "starting")
+    };
     telemetry.record(&Arc::new(early));
     telemetry.flush(PATIENCE).await?;
     let text = one(&*destination)?;
@@ -100,7 +108,7 @@ async fn records_arrive_in_order(bench: &dyn Bench) -> Verdict {
     let (telemetry, destination) = bench.open().await?;
     let sent: Vec<_> = (0..500).map(|n| format!("number-{n}.")).collect();
     for message in &sent {
-        telemetry.record(&Arc::new(record(message)));
+        telemetry.record(&Arc::new(record(bench, message)));
     }
     telemetry.flush(PATIENCE).await?;
     let arrived = destination.arrived();
@@ -117,7 +125,9 @@ async fn records_of_many_threads_all_arrive(bench: &dyn Bench) -> Verdict {
     // Plain threads: a record may come from anywhere, also from outside the async runtime.
     thread::scope(|scope| {
         for _ in 0..THREADS {
-            scope.spawn(|| (0..EACH).for_each(|_| telemetry.record(&Arc::new(record("from a thread")))));
+            scope.spawn(|| {
+                (0..EACH).for_each(|_| telemetry.record(&Arc::new(record(bench, "from a thread"))))
+            });
         }
     });
     telemetry.flush(PATIENCE).await?;
@@ -129,7 +139,7 @@ async fn records_of_many_threads_all_arrive(bench: &dyn Bench) -> Verdict {
 async fn hostile_text_stays_within_its_record(bench: &dyn Bench) -> Verdict {
     let (telemetry, destination) = bench.open().await?;
     let hostile = "a\nb\r\n{\"level\":\"error\"}\n\x1b[2J\u{9b}31m\0\u{2028}\u{202e}\"\\";
-    let mut record = record(hostile);
+    let mut record = record(bench, hostile);
     record.fields.insert(hostile.to_owned(), json!(hostile));
     record.fields.insert("nested".to_owned(), json!({ hostile: [hostile] }));
     telemetry.record(&Arc::new(record));
@@ -150,7 +160,7 @@ async fn flushing_nothing_is_prompt(bench: &dyn Bench) -> Verdict {
 
 async fn concurrent_flushes_all_return(bench: &dyn Bench) -> Verdict {
     let (telemetry, destination) = bench.open().await?;
-    telemetry.record(&Arc::new(record("only one")));
+    telemetry.record(&Arc::new(record(bench, "only one")));
     futures::future::try_join_all((0..20).map(|_| telemetry.flush(PATIENCE))).await?;
     one(&*destination)?;
     Ok(())
@@ -160,7 +170,7 @@ async fn concurrent_flushes_all_return(bench: &dyn Bench) -> Verdict {
 async fn a_stalled_destination_never_holds_up_the_caller(bench: &dyn Bench) -> Verdict {
     let (telemetry, destination) = bench.open().await?;
     destination.stall();
-    let flood = Arc::new(record("flood"));
+    let flood = Arc::new(record(bench, "flood"));
     let sending = Arc::clone(&telemetry);
     let took = time(move || (0..100_000).for_each(|_| sending.record(&flood))).await;
     destination.resume();
@@ -172,7 +182,7 @@ async fn every_record_arrives_or_is_counted(bench: &dyn Bench) -> Verdict {
     const SENT: u64 = 20_000;
     let (telemetry, destination) = bench.open().await?;
     destination.stall();
-    let flood = Arc::new(record("counted flood"));
+    let flood = Arc::new(record(bench, "counted flood"));
     let sending = Arc::clone(&telemetry);
     let took = time(move || (0..SENT).for_each(|_| sending.record(&flood))).await;
     destination.resume();
@@ -188,7 +198,7 @@ async fn a_flush_ends_at_its_deadline(bench: &dyn Bench) -> Verdict {
     let (telemetry, destination) = bench.open().await?;
     destination.stall();
     for _ in 0..20_000 {
-        telemetry.record(&Arc::new(record("stalled")));
+        telemetry.record(&Arc::new(record(bench, "stalled")));
     }
     let deadline = Duration::from_millis(300);
     let begun = Instant::now();
@@ -206,14 +216,14 @@ async fn a_refusing_destination_harms_nothing(bench: &dyn Bench) -> Verdict {
     let (telemetry, destination) = bench.open().await?;
     destination.refuse();
     for _ in 0..1000 {
-        telemetry.record(&Arc::new(record("refused")));
+        telemetry.record(&Arc::new(record(bench, "refused")));
     }
     let begun = Instant::now();
     // Whether these are kept for later or given up is the plugin's policy.
     drop(telemetry.flush(Duration::from_secs(1)).await);
     ensure!(begun.elapsed() < PATIENCE / 2, "the flush took {:?}", begun.elapsed());
     destination.resume();
-    telemetry.record(&Arc::new(record("afterwards")));
+    telemetry.record(&Arc::new(record(bench, "afterwards")));
     telemetry.flush(PATIENCE).await?;
     let arrived = count(&*destination, "afterwards");
     ensure!(arrived == 1, "a record made afterwards arrived {arrived} times");
@@ -223,7 +233,7 @@ async fn a_refusing_destination_harms_nothing(bench: &dyn Bench) -> Verdict {
 async fn an_end_under_stall_is_prompt(bench: &dyn Bench) -> Verdict {
     let (telemetry, destination) = bench.open().await?;
     destination.stall();
-    telemetry.record(&Arc::new(record("never to arrive")));
+    telemetry.record(&Arc::new(record(bench, "never to arrive")));
     let took = time(move || drop(telemetry)).await;
     destination.resume();
     ensure!(took.is_some_and(|took| took < PATIENCE / 2), "it took {took:?}");
@@ -256,10 +266,10 @@ fn count(destination: &dyn Destination, message: &str) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
 }
 
-fn record(message: &str) -> Record {
+fn record(bench: &dyn Bench, message: &str) -> Record {
     Record {
         at: SystemTime::now(),
-        level: Level::Info,
+        level: bench.level(),
         target: "conformance",
         message: message.to_owned(),
         fields: Map::from_iter([("answer".to_owned(), Value::from(42))]),
