@@ -98,7 +98,7 @@ impl MandelboxRow {
 }
 
 /// Everything the control plane wants of one host.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct DesiredState {
     /// `None` when the host has no row.
     pub instance: Option<InstanceStatus>,
@@ -141,7 +141,8 @@ pub struct Heartbeat {
 }
 
 /// The answer to [`PubSub::register`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Registered {
     /// This host is `ACTIVE` now.
     Active,
@@ -150,7 +151,8 @@ pub enum Registered {
 }
 
 /// The answer to [`PubSub::claim`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Claim {
     /// This caller, and no other, moved the row from `ALLOCATED` to `CONNECTING`.
     Won(MandelboxRow),
@@ -172,7 +174,7 @@ pub struct Allocation {
 }
 
 /// How long a row may stay before a host has to show progress.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StaleAfter {
     /// In `ALLOCATED`.
     pub allocated: Duration,

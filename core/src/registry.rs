@@ -70,6 +70,19 @@ impl<P: ?Sized + 'static> Plugin<P> {
         Self { name, check: Box::new(checked), build: Box::new(build) }
     }
 
+    /// One that is not known when this program is built: it checks and reads its section itself. The name is kept for
+    /// ever, as plugins are.
+    pub fn dynamic(
+        name: String,
+        check: impl Fn(&Section) -> Result<(), SectionError> + Send + Sync + 'static,
+        build: impl Fn(&Section, Context) -> BoxFuture<'static, Result<Arc<P>, PluginError>>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        Self { name: name.leak(), check: Box::new(check), build: Box::new(build) }
+    }
+
     /// As written in the configuration.
     pub fn name(&self) -> &'static str {
         self.name

@@ -80,7 +80,8 @@ pub struct Image {
 pub struct ContainerId(pub String);
 
 /// How operations name a container: by id once it is known, by name when the answer to `create` was lost.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ContainerRef {
     /// By the engine's id.
     Id(ContainerId),
@@ -147,7 +148,7 @@ pub struct Container {
 }
 
 /// Labels that a container must all have; `None` as a value means any.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Selector(pub BTreeMap<String, Option<String>>);
 
 impl Selector {
@@ -165,7 +166,7 @@ impl Selector {
 }
 
 /// What happened to one container.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerEvent {
     /// Which.
     pub id: ContainerId,
@@ -176,7 +177,8 @@ pub struct ContainerEvent {
 }
 
 /// The changes a runtime reports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ContainerChange {
     /// It was created.
     Created,
@@ -191,7 +193,8 @@ pub enum ContainerChange {
 }
 
 /// An item of [`Runtime::events`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum RuntimeEvent {
     /// A container changed.
     Container(ContainerEvent),
@@ -200,7 +203,7 @@ pub enum RuntimeEvent {
 }
 
 /// Which part of a container's output to read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct LogOptions {
     /// Go on with what is written later, until the container ends.
     pub follow: bool,
@@ -212,7 +215,7 @@ pub struct LogOptions {
 pub type LogChunk = Vec<u8>;
 
 /// How far a pull is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PullProgress {
     /// Bytes here already.
     pub done_bytes: u64,

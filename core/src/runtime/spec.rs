@@ -283,7 +283,7 @@ impl From<Capability> for String {
 }
 
 /// What a container's processes may do.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Security {
     /// All capabilities are dropped; these are added again.
     pub capabilities: BTreeSet<Capability>,
@@ -296,7 +296,8 @@ pub struct Security {
 }
 
 /// System call filter.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Seccomp {
     /// The engine's own default profile.
     #[default]
@@ -308,7 +309,7 @@ pub enum Seccomp {
 }
 
 /// What a container's processes may use; `None` is unlimited.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Limits {
     /// Memory, swap included.
     pub memory_bytes: Option<u64>,

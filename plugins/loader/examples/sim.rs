@@ -1,0 +1,3 @@
+//! The runtime `sim` as a library, from its unchanged crate.
+
+host_plugin_sdk::export_plugin!(runtime: runtime_sim::plugin());
