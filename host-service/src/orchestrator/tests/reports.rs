@@ -92,3 +92,17 @@ async fn stale_rows_go_after_the_times_that_are_set() {
         assert!((after..after + 3).contains(&took), "{id} went after {took} s");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn watches_that_show_one_state_and_end_are_made_ever_more_rarely() {
+    let world = World::new(&[]).await;
+    let minute = async {
+        loop {
+            world.pubsub.disconnect();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(Duration::from_secs(60), minute).await.unwrap_err();
+    let watches = world.pubsub.calls(Operation::Watch);
+    assert!((10..40).contains(&watches), "{watches} watches in a minute");
+}
