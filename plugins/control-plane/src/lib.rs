@@ -1,9 +1,10 @@
 //! What PubSubs in front of the schema `cloud` have in common, whatever they reach it through.
 //!
 //! Invariants:
-//! - A status or a removal that the [`Outbox`] accepts (`Ok`) is in the database or on disk, and is delivered in order.
-//!   Until then hosts are shown their rows as if it had been, and no write that does not go through keeps them from
-//!   being read.
+//! - A status or a removal that the [`Outbox`] accepts (`Ok`) is in the database or on disk, and is delivered in the order
+//!   of its mandelbox's life. Until then hosts are shown their rows as if it had been. No write that does not go through
+//!   keeps rows from being read, or other mandelboxes' writes from going.
+//! - A write is about one allocation: the one that was claimed, or else the one that was seen last under its id.
 //! - A row of nonsense hides no other, and an unknown status of the host is neither a missing row nor another status.
 //!
 //! This crate spawns no task and knows no database: who has one implements [`Delivery`].

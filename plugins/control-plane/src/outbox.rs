@@ -9,7 +9,7 @@ use std::{
 use async_trait::async_trait;
 use host_core::{
     ErrorKind, InstanceName, MandelboxId, PluginError, chain,
-    pubsub::{Heartbeat, Result},
+    pubsub::{Heartbeat, MandelboxRow, Result},
     registry::{Context, Role},
 };
 use tokio::{
@@ -28,8 +28,8 @@ use crate::{
 /// Between tries of a write that does not go through: a row may be locked for a moment, or for long.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// What is refused for so long is refused for good. A schema that is being migrated, or permissions that are being put
-/// right, must not cost what waits.
-const REFUSED: Duration = Duration::from_secs(60);
+/// right, must not cost what waits, and nothing else waits for it.
+const REFUSED: Duration = Duration::from_secs(600);
 
 /// The database as an [`Outbox`] needs it. Each call has a deadline of its own.
 #[async_trait]
@@ -57,7 +57,8 @@ pub struct Outbox {
 #[derive(Debug)]
 struct Tries {
     pause: Duration,
-    refused: Option<(Entry, Instant)>,
+    /// Since when.
+    refused: Vec<(Entry, Instant)>,
 }
 
 impl Outbox {
@@ -89,6 +90,12 @@ impl Outbox {
     /// Has every watch read, and thereby see whether the database is there.
     pub fn look(&self) {
         self.alarm.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// This host works on this allocation from now on.
+    pub fn claimed(&self, instance: &InstanceName, row: &MandelboxRow) {
+        self.seen.claimed(instance, row);
+        self.look();
     }
 
     /// Tells watches of an operation that found the database away.
@@ -123,16 +130,15 @@ impl Outbox {
             alarm.mark_unchanged();
             let before = self.queue.len();
             let is_late = self.is_still_late(to, instance).await;
-            let stuck = self.queue.deliver(to).await.err();
+            let stuck = self.queue.deliver(to).await;
             if self.queue.len() < before {
-                tries = Tries::new();
+                tries.pause = PAUSES.0;
                 self.look();
             }
-            let is_stuck = match stuck {
-                Some(stuck) => tries.are_left(&stuck) || self.give_up(stuck).await,
-                None => false,
-            };
-            if is_late || is_stuck {
+            for hopeless in tries.are_over(stuck) {
+                self.give_up(hopeless).await;
+            }
+            if is_late || self.queue.len() > 0 {
                 tries.pause().await;
             } else {
                 // The sender lives in `self`, so it is never gone.
@@ -156,14 +162,13 @@ impl Outbox {
         false
     }
 
-    /// Drops a write that is refused for good. It is not stuck any more.
-    async fn give_up(&self, stuck: Stuck) -> bool {
+    /// Drops a write that is refused for good.
+    async fn give_up(&self, stuck: Stuck) {
         let Stuck { entry, error } = stuck;
         let (mandelbox, write) = (&entry.mandelbox, &entry.write);
         tracing::error!(%mandelbox, ?write, error = %chain(&error), "a queued status is refused; given up");
         self.queue.take(entry).await;
         self.look();
-        false
     }
 
     /// No code that can panic runs under this lock.
@@ -171,7 +176,7 @@ impl Outbox {
         self.late.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes now; when the database is away, or earlier writes wait, later and in order.
+    /// Writes now; when the database is away, or earlier writes about the same mandelbox wait, later and in order.
     ///
     /// # Errors
     /// The database refuses, or it is away and the disk refuses too.
@@ -188,8 +193,17 @@ impl Outbox {
             created_ms: self.seen.created_ms(instance, mandelbox),
             write,
         };
+        self.accept(to, entry).await?;
+        if write == Write::Remove {
+            self.seen.ended(instance, mandelbox);
+        }
+        Ok(())
+    }
+
+    async fn accept(&self, to: &dyn Delivery, entry: Entry) -> Result<()> {
+        let mandelbox = entry.mandelbox.clone();
         let mut cause = None;
-        if self.queue.len() == 0 {
+        if !self.queue.holds(&mandelbox) {
             match to.deliver(&entry).await {
                 Ok(()) => {
                     self.look();
@@ -242,19 +256,22 @@ impl Outbox {
 
 impl Tries {
     fn new() -> Self {
-        Self { pause: PAUSES.0, refused: None }
+        Self { pause: PAUSES.0, refused: Vec::new() }
     }
 
-    /// Whether it is tried again.
-    fn are_left(&mut self, stuck: &Stuck) -> bool {
-        if is_away(&stuck.error) {
-            self.refused = None;
-            return true;
-        }
-        let same = self.refused.take().filter(|(entry, _)| *entry == stuck.entry);
-        let (entry, since) = same.unwrap_or_else(|| (stuck.entry.clone(), Instant::now()));
-        self.refused = Some((entry, since));
-        since.elapsed() < REFUSED
+    /// What of this has been refused for too long.
+    fn are_over(&mut self, mut stuck: Vec<Stuck>) -> Vec<Stuck> {
+        let before = std::mem::take(&mut self.refused);
+        stuck.retain(|stuck| {
+            if is_away(&stuck.error) {
+                return false;
+            }
+            let same = before.iter().find(|(entry, _)| *entry == stuck.entry);
+            let since = same.map_or_else(Instant::now, |(_, since)| *since);
+            self.refused.push((stuck.entry.clone(), since));
+            since.elapsed() >= REFUSED
+        });
+        stuck
     }
 
     async fn pause(&mut self) {

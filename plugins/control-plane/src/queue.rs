@@ -1,4 +1,5 @@
-//! What could not be told while the database was away: mandelboxes' statuses and removals, in order, on disk.
+//! What could not be told while the database was away: mandelboxes' statuses and removals, on disk. What is about one
+//! mandelbox is delivered in order, and waits for nothing that is about another.
 //!
 //! The file has one JSON object a line, and is there only while something is in it. Each line is synced before its
 //! write counts as accepted. A line may be delivered twice, after a crash in the middle of a delivery: a status never
@@ -16,7 +17,10 @@ use std::{
 use host_core::{ErrorKind, InstanceName, MandelboxId, PluginError, pubsub::MandelboxStatus};
 use serde::{Deserialize, Serialize};
 
-use crate::{outbox::Delivery, rows::Raw};
+use crate::{is_away, outbox::Delivery, rows::Raw};
+
+/// After so many failures in a row that say that nobody is there, the others are not tried either.
+const ABSENT: u32 = 3;
 
 /// One write that waits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -148,25 +152,41 @@ impl Queue {
         .await
     }
 
-    /// Tells the database everything, oldest first, until something fails. That stays, and nothing overtakes it.
-    ///
-    /// # Errors
-    /// What failed, and why.
-    pub(crate) async fn deliver(&self, to: &dyn Delivery) -> Result<(), Stuck> {
+    /// Whether something about this mandelbox waits, which nothing may overtake.
+    pub(crate) fn holds(&self, mandelbox: &MandelboxId) -> bool {
+        self.lock().entries.iter().any(|entry| entry.mandelbox == *mandelbox)
+    }
+
+    /// Tells the database everything, oldest first. What fails stays, and with it what came later about the same
+    /// mandelbox; it is returned.
+    pub(crate) async fn deliver(&self, to: &dyn Delivery) -> Vec<Stuck> {
         let _turn = self.turn.lock().await;
-        let mut delivered = 0_usize;
-        loop {
-            let Some(entry) = self.lock().entries.front().cloned() else { break };
-            if let Err(error) = to.deliver(&entry).await {
-                return Err(Stuck { entry, error });
+        let (mut delivered, mut absent) = (0_usize, 0);
+        let mut stuck = Vec::new();
+        while absent < ABSENT
+            && let Some(entry) = self.first_beside(&stuck)
+        {
+            match to.deliver(&entry).await {
+                Ok(()) => {
+                    self.take(entry).await;
+                    (delivered, absent) = (delivered + 1, 0);
+                }
+                Err(error) => {
+                    absent = if is_absence(&error) { absent + 1 } else { 0 };
+                    stuck.push(Stuck { entry, error });
+                }
             }
-            self.take(entry).await;
-            delivered += 1;
         }
         if delivered > 0 {
             tracing::info!(delivered, "queued statuses are delivered");
         }
-        Ok(())
+        stuck
+    }
+
+    fn first_beside(&self, stuck: &[Stuck]) -> Option<Entry> {
+        let waiting = self.lock();
+        let is_beside = |entry: &&Entry| stuck.iter().all(|stuck| stuck.entry.mandelbox != entry.mandelbox);
+        waiting.entries.iter().find(is_beside).cloned()
     }
 
     /// These rows as they will be when everything is delivered.
@@ -176,13 +196,13 @@ impl Queue {
         }
     }
 
-    /// The oldest entry is done with.
+    /// An entry is done with.
     pub(crate) async fn take(&self, entry: Entry) {
         let done = self
             .blocking(move |path, waiting| {
                 // Unless it was forgotten meanwhile.
-                if waiting.entries.front() == Some(&entry) {
-                    waiting.entries.pop_front();
+                if let Some(place) = waiting.entries.iter().position(|waits| *waits == entry) {
+                    waiting.entries.remove(place);
                 }
                 close_if_empty(path, waiting)
             })
@@ -199,6 +219,15 @@ impl Queue {
         let queue = self.clone();
         let worked = tokio::task::spawn_blocking(move || work(&queue.path, &mut queue.lock())).await;
         worked.unwrap_or_else(|error| Err(io::Error::other(error)))
+    }
+}
+
+/// It is about no single write: nobody is reached, has room, or believes this host.
+fn is_absence(error: &PluginError) -> bool {
+    match error.kind() {
+        ErrorKind::Unavailable | ErrorKind::Exhausted => true,
+        ErrorKind::Denied => is_away(error),
+        _ => false,
     }
 }
 

@@ -1,9 +1,12 @@
-//! Which rows this host has seen, and since when.
+//! Which rows this host has seen, and since when; and which allocations it works on.
 //!
 //! A row is stale when it has been `ALLOCATED` or `CONNECTING` for too long. Its creation time alone does not tell: it
 //! was written by another machine's clock, and people insert rows with any time in them. So while a host watches, a
 //! row's age counts from when it was first seen, or from its creation, whichever is later; a row that has not been
 //! seen yet is about to be.
+//!
+//! What a host reports of a mandelbox is about the allocation that it has claimed, whatever the id means meanwhile: it
+//! may be given away anew while the mandelbox of before is still being taken down.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -11,15 +14,29 @@ use std::{
     time::Duration,
 };
 
-use host_core::{InstanceName, MandelboxId, pubsub::StaleAfter};
+use host_core::{
+    InstanceName, MandelboxId,
+    pubsub::{MandelboxRow, StaleAfter},
+};
 use tokio::time::Instant;
 
 use crate::rows::Raw;
+
+/// An allocation whose row is gone for so long is not worked on any more.
+const REMEMBERED: Duration = Duration::from_secs(3600);
 
 #[derive(Debug, Default)]
 struct Host {
     watches: usize,
     rows: HashMap<String, Row>,
+    claimed: HashMap<String, Claimed>,
+}
+
+#[derive(Debug)]
+struct Claimed {
+    created_ms: i64,
+    /// Its row was last there.
+    seen: Instant,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,10 +78,26 @@ impl Seen {
         Watching { seen: self.clone(), instance: instance.clone() }
     }
 
-    /// When the row was created that this host has last seen under this id.
+    /// This host works on this allocation.
+    pub fn claimed(&self, instance: &InstanceName, row: &MandelboxRow) {
+        let claimed = Claimed { created_ms: row.created_ms, seen: Instant::now() };
+        let mut hosts = self.lock();
+        hosts.entry(instance.clone()).or_default().claimed.insert(row.id.to_string(), claimed);
+    }
+
+    /// This host is done with what it has claimed under this id.
+    pub fn ended(&self, instance: &InstanceName, mandelbox: &MandelboxId) {
+        if let Some(host) = self.lock().get_mut(instance) {
+            host.claimed.remove(mandelbox.as_str());
+        }
+    }
+
+    /// When the row was created that this host means by this id: the one that it works on, or has last seen.
     pub fn created_ms(&self, instance: &InstanceName, mandelbox: &MandelboxId) -> Option<i64> {
-        let hosts = self.lock();
-        Some(hosts.get(instance)?.rows.get(mandelbox.as_str())?.created_ms)
+        let (hosts, id) = (self.lock(), mandelbox.as_str());
+        let host = hosts.get(instance)?;
+        let claimed = host.claimed.get(id).map(|claimed| claimed.created_ms);
+        claimed.or_else(|| host.rows.get(id).map(|row| row.created_ms))
     }
 
     /// `None` when nobody watches, so that only the creation time is left to judge by.
@@ -95,6 +128,13 @@ impl Watching {
                 (raw.id.clone(), row)
             })
             .collect();
+        let is_there = |id: &String, claimed: &Claimed| {
+            host.rows.get(id).is_some_and(|row| row.created_ms == claimed.created_ms)
+        };
+        host.claimed.retain(|id, claimed| {
+            claimed.seen = if is_there(id, claimed) { now } else { claimed.seen };
+            now.duration_since(claimed.seen) < REMEMBERED
+        });
     }
 }
 
@@ -139,5 +179,28 @@ mod tests {
         drop(watching);
         assert_eq!(seen.ripe(&host, AFTER), None);
         assert_eq!(seen.created_ms(&host, &"anew".parse().unwrap()), Some(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_id_means_what_was_claimed_under_it_until_that_has_ended() {
+        let (seen, host) = (Seen::default(), "host".parse().unwrap());
+        let watching = seen.watching(&host);
+        let rows = [raw("a", 1), raw("b", 1), raw("c", 1)];
+        watching.saw(&rows);
+        for row in &rows {
+            seen.claimed(&host, &row.understand().unwrap());
+        }
+        let anew = [raw("a", 2), raw("b", 2), raw("c", 1)];
+        watching.saw(&anew);
+        let means = |id: &str| seen.created_ms(&host, &id.parse().unwrap());
+        assert_eq!([means("a"), means("b"), means("c")], [Some(1); 3]);
+        seen.ended(&host, &"a".parse().unwrap());
+        assert_eq!([means("a"), means("b"), means("c")], [Some(2), Some(1), Some(1)]);
+        // Nothing is remembered for ever.
+        tokio::time::advance(REMEMBERED).await;
+        watching.saw(&anew);
+        assert_eq!([means("b"), means("c")], [Some(2), Some(1)]);
+        let host = &seen.lock()[&host];
+        assert_eq!(host.claimed.keys().collect::<Vec<_>>(), ["c"]);
     }
 }

@@ -8,7 +8,7 @@ use std::{
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -16,7 +16,7 @@ use control_plane::shortened;
 use host_core::{ErrorKind, PluginError, Retry, pubsub::Result};
 use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
 use secrecy::{ExposeSecret, SecretString};
-use tokio::time::Instant;
+use tokio::{sync::OwnedMutexGuard, time::Instant};
 
 use crate::config::Config;
 
@@ -39,6 +39,8 @@ pub(crate) struct Credentials {
     /// What a proxy in between may want to see as well.
     plain: Headers,
     token_file: Option<PathBuf>,
+    /// Whoever reads it. One at a time: on a file system that hangs, each would take a thread along.
+    reading: Arc<tokio::sync::Mutex<()>>,
     refused: Mutex<Option<Refused>>,
 }
 
@@ -74,6 +76,7 @@ impl Credentials {
             fixed: Headers(fixed),
             plain: Headers(plain),
             token_file: config.token_file.clone(),
+            reading: Arc::default(),
             refused: Mutex::default(),
         })
     }
@@ -85,7 +88,8 @@ impl Credentials {
     pub(crate) async fn headers(&self) -> Result<Headers> {
         let mut headers = self.fixed.clone();
         if let Some(file) = &self.token_file {
-            headers.0.push((AUTHORIZATION, bearer(token(file).await?.expose_secret())));
+            let reading = Arc::clone(&self.reading).lock_owned().await;
+            headers.0.push((AUTHORIZATION, bearer(token(file, reading).await?.expose_secret())));
         }
         let mut last = self.last_refusal();
         last.take_if(|last| !last.headers.is_same(&headers));
@@ -149,13 +153,18 @@ impl Headers {
     }
 }
 
-async fn token(file: &Path) -> Result<SecretString> {
+/// `reading` is given back when the file is read, also when nobody waits for it any more.
+async fn token(file: &Path, reading: OwnedMutexGuard<()>) -> Result<SecretString> {
     let unreadable = |error: io::Error| {
         let message = format!("pubsub.hasura.token_file, {}, cannot be used: {error}", file.display());
         PluginError::new(ErrorKind::Invalid, message)
     };
     let path = file.to_owned();
-    let read = tokio::task::spawn_blocking(move || read_token(&path)).await;
+    let read = tokio::task::spawn_blocking(move || {
+        let _reading = reading;
+        read_token(&path)
+    });
+    let read = read.await;
     read.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(unreadable)
 }
 
@@ -252,6 +261,20 @@ mod tests {
         let error = said(Path::new("/dev/zero")).await.unwrap_err();
         assert!(error.contains("no regular file"), "{error}");
         assert!(said(scratch.path()).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_system_that_hangs_takes_one_thread() {
+        let scratch = tempfile::tempdir().unwrap();
+        let file = scratch.path().join("token");
+        std::fs::write(&file, "one").unwrap();
+        let config = Config { token_file: Some(file), ..Config::default() };
+        let credentials = Credentials::new(&config, None).unwrap();
+        let hung = Arc::clone(&credentials.reading).lock_owned().await;
+        let second = tokio::time::timeout(Duration::from_secs(3), credentials.headers()).await;
+        assert!(second.is_err(), "a second one reads");
+        drop(hung);
+        assert!(credentials.headers().await.is_ok());
     }
 
     #[test]

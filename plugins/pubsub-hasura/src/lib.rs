@@ -110,8 +110,8 @@ impl PubSub for HasuraPubSub {
     async fn claim(&self, instance: &InstanceName, row: &MandelboxRow) -> Result<Claim> {
         let Shared { server, outbox, .. } = &*self.shared;
         let claimed = outbox.noticed(statements::claim(server, instance, row).await)?;
-        if matches!(claimed, Claim::Won(_)) {
-            outbox.look();
+        if let Claim::Won(row) = &claimed {
+            outbox.claimed(instance, row);
         }
         Ok(claimed)
     }

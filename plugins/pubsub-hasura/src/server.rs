@@ -65,7 +65,7 @@ impl Server {
         if !encrypted && config.ca_file.is_some() {
             return Err(invalid("ca_file: it is of no use, since pubsub.hasura.url is not https"));
         }
-        if !encrypted && !is_near(&url) && (says_who || !config.headers.is_empty()) {
+        if is_exposed(&url) && (says_who || !config.headers.is_empty()) {
             tracing::warn!("pubsub.hasura.url is not https: secrets travel where others can read them");
         }
         let tls = tls::config(config.ca_file.as_deref(), encrypted)?;
@@ -194,8 +194,30 @@ async fn bounded(doing: &str, mut response: Response) -> Result<Vec<u8>> {
     Ok(body)
 }
 
-/// Nobody is between.
-fn is_near(url: &Url) -> bool {
+/// Whoever is between may read along.
+fn is_exposed(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+    let is_near =
+        host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    url.scheme() != "https" && !is_near
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_leaves_this_machine_unencrypted_is_exposed() {
+        for (url, expected) in [
+            ("http://localhost:8080/v1/graphql", false),
+            ("http://127.0.0.2/v1/graphql", false),
+            ("http://[::1]/v1/graphql", false),
+            ("https://hasura.example/v1/graphql", false),
+            ("http://hasura.example/v1/graphql", true),
+            ("http://192.0.2.1/v1/graphql", true),
+            ("http://localhost.example/v1/graphql", true),
+        ] {
+            assert_eq!(is_exposed(&url.parse().unwrap()), expected, "{url}");
+        }
+    }
 }

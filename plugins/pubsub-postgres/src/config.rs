@@ -8,6 +8,13 @@ use serde::{Deserialize, Deserializer, de};
 
 use crate::target::Target;
 
+/// A lost change costs at most this.
+const LONGEST_POLL: Duration = Duration::from_secs(30);
+/// Notifications tell of changes sooner than any clock.
+const SHORTEST_POLL: Duration = Duration::from_secs(1);
+/// Without them, a fleet of hundreds must not keep its database busy with nothing else.
+const SHORTEST_POLL_WITHOUT: Duration = Duration::from_millis(500);
+
 /// The section's keys.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -16,11 +23,11 @@ pub struct Config {
     /// development database.
     #[serde(deserialize_with = "url")]
     pub url: Option<SecretString>,
-    /// How often the full state is read though nothing was heard.
-    #[serde(deserialize_with = "duration")]
+    /// How often the full state is read though nothing was heard; 1 s to 30 s.
+    #[serde(deserialize_with = "poll")]
     pub poll: Duration,
-    /// The same while notifications do not come through, behind a transaction-pooling proxy for example.
-    #[serde(deserialize_with = "duration")]
+    /// The same while notifications do not come through, behind a transaction-pooling proxy for example; 500 ms to 30 s.
+    #[serde(deserialize_with = "poll_without_notifications")]
     pub poll_without_notifications: Duration,
     /// Deadline of each operation. Shorter than `pubsub.timeout`, so that a status that cannot be written is queued
     /// before the host gives up.
@@ -36,7 +43,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             url: None,
-            poll: Duration::from_secs(30),
+            poll: LONGEST_POLL,
             poll_without_notifications: Duration::from_secs(2),
             timeout: Duration::from_secs(3),
             connections: 4,
@@ -67,6 +74,24 @@ fn url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SecretString
     Ok(url)
 }
 
+fn poll<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    within(SHORTEST_POLL, duration(deserializer)?).map_err(de::Error::custom)
+}
+
+fn poll_without_notifications<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    within(SHORTEST_POLL_WITHOUT, duration(deserializer)?).map_err(de::Error::custom)
+}
+
+fn within(shortest: Duration, poll: Duration) -> Result<Duration, String> {
+    match poll {
+        poll if poll > LONGEST_POLL => {
+            Err("at most \"30s\": a notification may be lost without a sign".to_owned())
+        }
+        poll if poll < shortest => Err(format!("at least \"{shortest:?}\": a fleet shares its database")),
+        poll => Ok(poll),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -81,6 +106,10 @@ mod tests {
         assert!(read(json!({ "url": "" })).unwrap().url.is_none());
         for (section, hint) in [
             (json!({ "poll": "0s" }), "\"30s\""),
+            (json!({ "poll": "999ms" }), "at least \"1s\""),
+            (json!({ "poll": "31s" }), "at most"),
+            (json!({ "poll_without_notifications": "499ms" }), "at least \"500ms\""),
+            (json!({ "poll_without_notifications": "1m" }), "at most"),
             (json!({ "url": "mysql://h/d" }), "postgres://"),
             (json!({ "ulr": "postgres://h/d" }), "`url`"),
         ] {

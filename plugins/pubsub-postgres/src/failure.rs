@@ -61,8 +61,12 @@ fn of_server(doing: &str, said: &DbError) -> PluginError {
         _ => String::new(),
     };
     let error = PluginError::new(kind, format!("{doing}: the database says {text:?} ({code}){remedy}"));
-    // A deadlock or a lost race of transactions is over when it is told.
-    if code.starts_with("40") { error.with_retry(Retry::Later) } else { error }
+    match code.get(..2) {
+        // A deadlock or a lost race of transactions is over when it is told; and who this is says nothing of what is
+        // asked for: somebody will put the password right, and then it is told.
+        Some("40" | "28") => error.with_retry(Retry::Later),
+        _ => error,
+    }
 }
 
 /// By SQLSTATE: its class, or a member of it that differs.

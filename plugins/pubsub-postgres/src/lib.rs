@@ -88,6 +88,11 @@ impl PostgresPubSub {
     /// database refuses this host; `Unavailable` or `Timeout` when it is away.
     pub async fn connect(config: &Config, context: &Context) -> Result<Self> {
         let target = target(config, context.local)?;
+        if target.is_exposed() {
+            tracing::warn!(
+                "pubsub.postgres.url is not sslmode=verify-full: others may read along, or pass for the database"
+            );
+        }
         let (connections, timeout) = (config.connections, config.timeout);
         let opened = tokio::task::spawn_blocking(move || Database::new(target, connections, timeout));
         let database = opened.await.map_err(|error| {
@@ -144,8 +149,8 @@ impl PubSub for PostgresPubSub {
     async fn claim(&self, instance: &InstanceName, row: &MandelboxRow) -> Result<Claim> {
         let Shared { database, outbox, .. } = &*self.shared;
         let claimed = outbox.noticed(statements::claim(database, instance, row).await)?;
-        if matches!(claimed, Claim::Won(_)) {
-            outbox.look();
+        if let Claim::Won(row) = &claimed {
+            outbox.claimed(instance, row);
         }
         Ok(claimed)
     }

@@ -75,6 +75,11 @@ impl Target {
         postgres.ssl_mode(ssl_mode).keepalives_idle(KEEPALIVE).tcp_user_timeout(UNACKNOWLEDGED);
         Ok(Self { postgres, tls: Tls { verify, authorities, certificate, key } })
     }
+
+    /// Whoever is between may read along, or pass for the database.
+    pub(crate) fn is_exposed(&self) -> bool {
+        self.tls.verify == Verify::Nothing && !is_near(&self.postgres)
+    }
 }
 
 fn parameters(query: &str) -> Result<Parameters, String> {
@@ -149,19 +154,21 @@ mod tests {
     #[test]
     fn what_leaves_the_machine_is_verified_unless_said_otherwise() {
         let (full, none) = (Verify::Full, Verify::Nothing);
-        for (url, mode, verify) in [
-            ("postgres://u@127.0.0.1/d", SslMode::Disable, none),
-            ("postgres://u@localhost/d", SslMode::Disable, none),
-            ("postgresql://u@%2Frun%2Fpg/d", SslMode::Disable, none),
-            ("postgres://u@db.example/d", SslMode::Require, full),
-            ("postgres://u@127.0.0.1,db.example/d", SslMode::Require, full),
-            ("postgres://u@db.example/d?sslmode=disable", SslMode::Disable, none),
-            ("postgres://u@db.example/d?sslmode=prefer", SslMode::Prefer, none),
-            ("postgres://u@db.example/d?sslmode=require", SslMode::Require, none),
-            ("postgres://u@127.0.0.1/d?sslmode=verify-ca", SslMode::Require, Verify::Authority),
+        for (url, mode, verify, is_exposed) in [
+            ("postgres://u@127.0.0.1/d", SslMode::Disable, none, false),
+            ("postgres://u@localhost/d", SslMode::Disable, none, false),
+            ("postgresql://u@%2Frun%2Fpg/d", SslMode::Disable, none, false),
+            ("postgres://u@db.example/d", SslMode::Require, full, false),
+            ("postgres://u@127.0.0.1,db.example/d", SslMode::Require, full, false),
+            ("postgres://u@db.example/d?sslmode=disable", SslMode::Disable, none, true),
+            ("postgres://u@localhost,db.example/d?sslmode=disable", SslMode::Disable, none, true),
+            ("postgres://u@db.example/d?sslmode=prefer", SslMode::Prefer, none, true),
+            ("postgres://u@db.example/d?sslmode=require", SslMode::Require, none, true),
+            ("postgres://u@127.0.0.1/d?sslmode=verify-ca", SslMode::Require, Verify::Authority, false),
         ] {
             let target = parse(url).unwrap();
-            assert_eq!((target.postgres.get_ssl_mode(), target.tls.verify), (mode, verify), "{url}");
+            let found = (target.postgres.get_ssl_mode(), target.tls.verify, target.is_exposed());
+            assert_eq!(found, (mode, verify, is_exposed), "{url}");
         }
     }
 

@@ -127,6 +127,10 @@ async fn a_row_that_is_locked_keeps_no_other_from_being_seen() -> Result<()> {
     pubsub.set_status(&host, &id("a"), MandelboxStatus::Dying).await?;
     stage.row(&host, "b", "ALLOCATED")?;
     watcher.row("b").await?;
+    // Nor is another's end kept from being told.
+    pubsub.set_status(&host, &id("b"), MandelboxStatus::Dying).await?;
+    assert_eq!(stage.status("b")?, "DYING");
+    stage.database.sql("UPDATE cloud.mandelbox_info SET status = 'ALLOCATED' WHERE mandelbox_id = 'b'")?;
     // Nor is it kept from a watch that begins now, which shows what was accepted as done.
     let row = Watcher::new(&pubsub, &host).row("b").await?;
     Watcher::new(&pubsub, &host).until_status("a", MandelboxStatus::Dying).await?;

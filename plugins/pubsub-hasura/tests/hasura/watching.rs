@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use futures::StreamExt;
 use host_core::{
     ErrorKind, InstanceName,
-    pubsub::{DesiredState, InstanceStatus, MandelboxStatus, PubSub, Registered, StaleAfter},
+    pubsub::{Claim, DesiredState, InstanceStatus, MandelboxStatus, PubSub, Registered, StaleAfter},
 };
 use pubsub_hasura::HasuraPubSub;
 use serde_json::json;
@@ -109,6 +109,29 @@ async fn a_result_that_was_held_up_is_not_taken_for_what_there_is() -> Result<()
         Ok(())
     })
     .await
+}
+
+#[tokio::test]
+async fn the_end_of_one_is_not_that_of_the_next_one_with_its_id() -> Result<()> {
+    let stage = Stage::new().await?;
+    let host = stage.host("h")?;
+    stage.aged_row(&host, "a", "ALLOCATED", Duration::from_secs(60))?;
+    let pubsub = stage.connect().await?;
+    let mut watcher = Watcher::new(&pubsub, &host);
+    let before = watcher.row("a").await?;
+    assert!(matches!(pubsub.claim(&host, &before).await?, Claim::Won(_)));
+    // While it is being taken down its id is given away anew, and the host has seen so.
+    stage.database.sql("DELETE FROM cloud.mandelbox_info")?;
+    stage.row(&host, "a", "ALLOCATED")?;
+    let is_anew = |state: &DesiredState| state.mandelboxes.iter().any(|row| !row.is_same(&before));
+    let anew = watcher.until("the next one", is_anew).await?.mandelboxes.remove(0);
+    pubsub.set_status(&host, &id("a"), MandelboxStatus::Dying).await?;
+    pubsub.remove(&host, &id("a")).await?;
+    assert_eq!(stage.status("a")?, "ALLOCATED");
+    assert!(matches!(pubsub.claim(&host, &anew).await?, Claim::Won(_)));
+    pubsub.remove(&host, &id("a")).await?;
+    assert_eq!(stage.status("a")?, "");
+    Ok(())
 }
 
 #[tokio::test]

@@ -190,6 +190,29 @@ async fn connections_that_were_cut_are_replaced() -> Result<()> {
     Ok(())
 }
 
+/// A password that was changed too early, for example.
+#[tokio::test]
+async fn a_host_that_is_not_believed_for_a_while_forgets_no_death() -> Result<()> {
+    let stage = Stage::scratch().await?;
+    let host = stage.host("h")?;
+    stage.row(&host, "a", "RUNNING")?;
+    stage.database.sql("CREATE ROLE a_host SUPERUSER LOGIN")?;
+    let pubsub = stage.connect_as(&stage.database.url_of("a_host"), json!({})).await?;
+    let mut watcher = Watcher::new(&pubsub, &host);
+    watcher.row("a").await?;
+    let everybody = stage.cluster.postgres();
+    stage.database.sql("ALTER ROLE a_host NOLOGIN")?;
+    everybody.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'a_host'")?;
+    watcher.until_it_ends().await?;
+    pubsub.set_status(&host, &id("a"), MandelboxStatus::Dying).await?;
+    assert_eq!(pubsub.watch(&host).await.err().map(|error| error.kind()), Some(ErrorKind::Denied));
+    assert_eq!((pubsub.undelivered(), stage.status("a")?.as_str()), (1, "RUNNING"));
+    stage.database.sql("ALTER ROLE a_host LOGIN")?;
+    watcher.until_delivered().await?;
+    assert_eq!(stage.status("a")?, "DYING");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_restart_in_the_middle_of_a_registration_leaves_the_row_whole() -> Result<()> {
     let stage = Stage::scratch().await?;

@@ -6,7 +6,7 @@ use anyhow::Result;
 use futures::StreamExt;
 use host_core::{
     ErrorKind,
-    pubsub::{Claim, MandelboxStatus, PubSub, Registered, StaleAfter},
+    pubsub::{Claim, DesiredState, MandelboxStatus, PubSub, Registered, StaleAfter},
 };
 use host_tests::postgres::Bouncer;
 use serde_json::json;
@@ -72,6 +72,10 @@ async fn a_row_that_is_locked_keeps_no_other_from_being_seen() -> Result<()> {
     pubsub.set_status(&host, &id("a"), MandelboxStatus::Dying).await?;
     stage.row(&host, "b", "ALLOCATED")?;
     watcher.row("b").await?;
+    // Nor is another's end kept from being told.
+    pubsub.set_status(&host, &id("b"), MandelboxStatus::Dying).await?;
+    assert_eq!(stage.status("b")?, "DYING");
+    stage.database.sql("UPDATE cloud.mandelbox_info SET status = 'ALLOCATED' WHERE mandelbox_id = 'b'")?;
     // Nor is it kept from a watch that begins now, which shows what was accepted as done.
     let row = Watcher::new(&pubsub, &host).row("b").await?;
     Watcher::new(&pubsub, &host).until_status("a", MandelboxStatus::Dying).await?;
@@ -87,7 +91,7 @@ async fn a_row_that_is_locked_keeps_no_other_from_being_seen() -> Result<()> {
 async fn a_lost_notification_costs_at_most_a_poll() -> Result<()> {
     let stage = Stage::new().await?;
     let host = stage.host("h")?;
-    let pubsub = stage.connect_as(&stage.database.url(), json!({ "poll": "200ms" })).await?;
+    let pubsub = stage.connect_as(&stage.database.url(), json!({ "poll": "1s" })).await?;
     let mut watcher = Watcher::new(&pubsub, &host);
     watcher.step().await;
     stage.database.sql("ALTER TABLE cloud.mandelbox_info DISABLE TRIGGER USER")?;
@@ -103,7 +107,7 @@ async fn behind_a_transaction_pooling_proxy_the_clock_does_it() -> Result<()> {
     let host = stage.host("h")?;
     let bouncer = Bouncer::start(&stage.cluster).await?;
     let url = bouncer.through(&stage.database).url();
-    let keys = json!({ "poll": "1h", "poll_without_notifications": "100ms" });
+    let keys = json!({ "poll": "30s", "poll_without_notifications": "500ms" });
     let pubsub = stage.connect_as(&url, keys).await?;
     let mut watcher = Watcher::new(&pubsub, &host);
     watcher.step().await;
@@ -161,6 +165,29 @@ async fn two_hosts_with_one_name_share_nothing_twice() -> Result<()> {
         won += usize::from(matches!(claim??, Claim::Won(_)));
     }
     assert_eq!(won, 20);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_end_of_one_is_not_that_of_the_next_one_with_its_id() -> Result<()> {
+    let stage = Stage::new().await?;
+    let host = stage.host("h")?;
+    stage.aged_row(&host, "a", "ALLOCATED", Duration::from_secs(60))?;
+    let pubsub = stage.connect().await?;
+    let mut watcher = Watcher::new(&pubsub, &host);
+    let before = watcher.row("a").await?;
+    assert!(matches!(pubsub.claim(&host, &before).await?, Claim::Won(_)));
+    // While it is being taken down its id is given away anew, and the host has seen so.
+    stage.database.sql("DELETE FROM cloud.mandelbox_info")?;
+    stage.row(&host, "a", "ALLOCATED")?;
+    let is_anew = |state: &DesiredState| state.mandelboxes.iter().any(|row| !row.is_same(&before));
+    let anew = watcher.until("the next one", is_anew).await?.mandelboxes.remove(0);
+    pubsub.set_status(&host, &id("a"), MandelboxStatus::Dying).await?;
+    pubsub.remove(&host, &id("a")).await?;
+    assert_eq!(stage.status("a")?, "ALLOCATED");
+    assert!(matches!(pubsub.claim(&host, &anew).await?, Claim::Won(_)));
+    pubsub.remove(&host, &id("a")).await?;
+    assert_eq!(stage.status("a")?, "");
     Ok(())
 }
 
