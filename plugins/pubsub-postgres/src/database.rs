@@ -43,7 +43,8 @@ impl std::fmt::Debug for Database {
 
 impl Database {
     /// Connects nowhere yet. Blocks: it reads certificates.
-    pub(crate) fn new(target: Target, connections: usize, timeout: Duration) -> Result<Self> {
+    pub(crate) fn new(mut target: Target, connections: usize, timeout: Duration) -> Result<Self> {
+        target.share(timeout);
         let tls = tls::connector(&target.tls, target.postgres.get_ssl_mode() != SslMode::Disable)?;
         let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
         let manager = Manager::from_config(target.postgres.clone(), tls.clone(), recycling);

@@ -76,6 +76,15 @@ impl Target {
         Ok(Self { postgres, tls: Tls { verify, authorities, certificate, key } })
     }
 
+    /// A host that does not answer leaves the others their part of `limit`, unless the URL says how long to wait.
+    pub(crate) fn share(&mut self, limit: Duration) {
+        if self.postgres.get_connect_timeout().is_none() {
+            let hosts = self.postgres.get_hosts().len().max(self.postgres.get_hostaddrs().len());
+            let parts = u32::try_from(hosts).unwrap_or(u32::MAX).saturating_add(1);
+            self.postgres.connect_timeout(limit / parts);
+        }
+    }
+
     /// Whoever is between may read along, or pass for the database.
     pub(crate) fn is_exposed(&self) -> bool {
         self.tls.verify == Verify::Nothing && !is_near(&self.postgres)

@@ -10,7 +10,12 @@ use host_core::{
 };
 use host_tests::postgres::Bouncer;
 use serde_json::json;
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    sync::mpsc,
+    task::JoinSet,
+    time::timeout,
+};
 use tokio_postgres::{AsyncMessage, NoTls};
 
 use crate::stage::{Stage, Watcher, beat, facts, id};
@@ -133,6 +138,26 @@ async fn behind_a_transaction_pooling_proxy_the_clock_does_it() -> Result<()> {
         done??;
     }
     Ok(())
+}
+
+/// Of a database that fails over, one machine may be gone without a word.
+#[tokio::test]
+async fn a_server_that_does_not_answer_leaves_time_for_the_next() -> Result<()> {
+    let stage = Stage::new().await?;
+    let host = stage.host("h")?;
+    // Its queue is full, so that nobody is answered any more.
+    let full = TcpSocket::new_v4()?;
+    full.bind("127.0.0.1:0".parse()?)?;
+    let full = full.listen(1)?;
+    let gone = full.local_addr()?;
+    let mut waiting = Vec::new();
+    while let Ok(stream) = timeout(Duration::from_millis(200), TcpStream::connect(gone)).await {
+        waiting.push(stream?);
+    }
+    let url = stage.database.url().replace("@", &format!("@{gone},"));
+    let pubsub = stage.connect_as(&url, json!({})).await?;
+    stage.row(&host, "a", "ALLOCATED")?;
+    Watcher::new(&pubsub, &host).row("a").await.map(drop)
 }
 
 #[tokio::test]
