@@ -268,13 +268,14 @@ mod typed {
         pub(crate) memory: Bigint,
         pub(crate) cpu: Bigint,
         pub(crate) vram: Bigint,
+        pub(crate) capacity: Bigint,
     }
 
     #[derive(cynic::QueryFragment, Debug)]
     #[cynic(graphql_type = "mutation_root", variables = "Beat", rename_all = "none")]
     pub(crate) struct BeatInstance {
         #[arguments(_set: { last_updated_utc_unix_ms: $at, memory_remaining_kb: $memory, nanocpus_remaining: $cpu,
-                            gpu_vram_remaining_kb: $vram },
+                            gpu_vram_remaining_kb: $vram, mandelbox_capacity: $capacity },
                     where: { instance_name: { _eq: $instance } })]
         #[expect(dead_code, reason = "a row that is gone stays so")]
         pub(crate) update_cloud_instance_info: Option<Instances>,

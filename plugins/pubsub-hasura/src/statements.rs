@@ -94,6 +94,7 @@ impl Delivery for Server {
             memory: Bigint(beat.memory_remaining_kb),
             cpu: Bigint(beat.nanocpus_remaining),
             vram: Bigint(beat.gpu_vram_remaining_kb),
+            capacity: Bigint(beat.capacity.into()),
         };
         self.run("writing a heartbeat", ops::BeatInstance::build(beat)).await.map(drop)
     }

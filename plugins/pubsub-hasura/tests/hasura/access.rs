@@ -9,9 +9,9 @@ use host_core::{
     pubsub::{Allocation, Claim, MandelboxStatus, PubSub, Registered, StaleAfter},
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
-use rustls::{ServerConfig, crypto::ring};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, crypto::ring};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::stage::{PATIENCE, Stage, Watcher, beat, facts, id, quick, told};
@@ -144,6 +144,56 @@ async fn a_hosts_token_does_everything_for_its_host_and_nothing_for_another() ->
     assert_eq!(error.kind(), ErrorKind::Invalid, "{error:?}");
     pubsub.unregister(&mine).await?;
     assert_eq!(stage.database.sql("SELECT count(*) FROM cloud.instance_info")?, "1");
+    Ok(())
+}
+
+/// GraphQL of one's own, with the token of a host and whatever headers one likes.
+#[tokio::test]
+async fn what_a_host_never_does_is_refused() -> Result<()> {
+    let stage = Stage::new().await?;
+    let (mine, other) = (stage.host("mine")?, stage.host("other")?);
+    stage.hasura.add_token("t", token("mine"));
+    stage.row(&mine, "a", "ALLOCATED")?;
+    stage.row(&other, "b", "ALLOCATED")?;
+    let everything =
+        "SELECT * FROM cloud.instance_info ORDER BY 1; SELECT * FROM cloud.mandelbox_info ORDER BY 1";
+    let before = stage.database.sql(everything)?;
+    let tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    let client = reqwest::Client::builder().no_proxy().tls_backend_preconfigured(tls).build()?;
+    let ask = async |query: &str, header: (&str, &str)| {
+        let request = client.post(stage.hasura.url()).bearer_auth("t").header(header.0, header.1);
+        let answer = request.body(json!({ "query": query }).to_string()).send().await?.text().await?;
+        anyhow::Ok(serde_json::from_str::<Value>(&answer)?)
+    };
+    let plain = ("x-hasura-role", "host");
+    let pretended = ("x-hasura-instance-name", "other");
+    for (query, header) in [
+        ("update_cloud_instance_info(where: {}, _set: {instance_name: \"other2\"}) {affected_rows}", plain),
+        ("update_cloud_mandelbox_info(where: {}, _set: {instance_name: \"other\"}) {affected_rows}", plain),
+        ("update_cloud_mandelbox_info(where: {}, _set: {user_id: \"me\"}) {affected_rows}", plain),
+        ("insert_cloud_mandelbox_info(objects: [{mandelbox_id: \"x\"}]) {affected_rows}", plain),
+        ("insert_cloud_instance_info(objects: [{instance_name: \"x\"}]) {affected_rows}", plain),
+        ("delete_cloud_mandelbox_info(where: {}) {affected_rows}", ("x-hasura-role", "admin")),
+    ] {
+        let answer = ask(&format!("mutation {{ {query} }}"), header).await?;
+        assert!(answer["errors"].is_array(), "{query}: {answer}");
+    }
+    // Who one is says the token alone; another host's rows are as if they were not there.
+    for mutation in [
+        "update_cloud_instance_info(where: {instance_name: {_eq: \"other\"}}, _set: {status: \"DRAINING\"})",
+        "delete_cloud_instance_info(where: {instance_name: {_eq: \"other\"}})",
+        "update_cloud_mandelbox_info(where: {mandelbox_id: {_eq: \"b\"}}, _set: {status: \"DYING\"})",
+        "delete_cloud_mandelbox_info(where: {mandelbox_id: {_eq: \"b\"}})",
+    ] {
+        let answer = ask(&format!("mutation {{ done: {mutation} {{affected_rows}} }}"), pretended).await?;
+        assert_eq!(answer["data"]["done"]["affected_rows"], 0, "{mutation}: {answer}");
+    }
+    let answer = ask("query { cloud_mandelbox_info { mandelbox_id } }", pretended).await?;
+    assert_eq!(answer["data"]["cloud_mandelbox_info"], json!([{ "mandelbox_id": "a" }]));
+    assert_eq!(stage.database.sql(everything)?, before);
     Ok(())
 }
 
