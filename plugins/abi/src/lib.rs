@@ -37,6 +37,13 @@ pub const NO_CREDIT: i32 = 1;
 /// Nobody reads any more.
 pub const GONE: i32 = 2;
 
+/// A struct's size as its field `size` says it.
+#[must_use]
+#[allow(clippy::cast_possible_truncation, reason = "the largest is smaller than 200 bytes")]
+pub const fn size<T>() -> u32 {
+    size_of::<T>() as u32
+}
+
 /// Borrowed bytes.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
@@ -108,7 +115,7 @@ impl CallOpts {
     #[must_use]
     pub const fn window(window: u32) -> Self {
         Self {
-            size: size_of::<Self>() as u32,
+            size: size::<Self>(),
             window,
             timeout_ms: 0,
             trace_id: [0; 16],

@@ -29,7 +29,6 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug + 'static {
     fn call(&self, call: u64, method: u32, request: Vec<u8>, window: u32);
     fn cancel(&self, call: u64);
     fn grant(&self, call: u64, credits: u32);
-    fn shutdown(&self, call: u64);
 }
 
 /// What an instance knows as its host; never given back, because the plugin may use it for ever.
@@ -80,7 +79,7 @@ impl InProcess {
         let (tell, own) = mpsc::sync_channel(4);
         let host = Box::leak(Box::new(HostSide {
             functions: abi::Host {
-                size: size_of::<abi::Host>() as u32,
+                size: abi::size::<abi::Host>(),
                 abi_major: abi::ABI_MAJOR,
                 abi_minor: abi::ABI_MINOR,
                 features: 0,
@@ -178,11 +177,6 @@ impl Backend for InProcess {
     fn grant(&self, call: u64, credits: u32) {
         // SAFETY: as above.
         unsafe { (self.library.plugin.grant)(self.instance.0, call, credits) }
-    }
-
-    fn shutdown(&self, call: u64) {
-        // SAFETY: as above.
-        unsafe { (self.library.plugin.shutdown)(self.instance.0, call) }
     }
 }
 

@@ -154,10 +154,6 @@ impl Backend for Process {
     fn grant(&self, call: u64, credits: u32) {
         self.send(&Frame::Grant { call, credits }).ok();
     }
-
-    fn shutdown(&self, call: u64) {
-        self.send(&Frame::Shutdown { call }).ok();
-    }
 }
 
 impl Drop for Process {

@@ -108,7 +108,6 @@ pub(crate) mod value {
         items.map(move |item| encoding.decode(&item?)).boxed()
     }
 
-    #[expect(clippy::needless_pass_by_value, reason = "the same form as for bytes")]
     pub(crate) fn encode<T: Serialize>(encoding: Encoding, item: T) -> Result<Vec<u8>, PluginError> {
         encoding.encode(&item)
     }

@@ -74,7 +74,7 @@ fn make(version: &str, implementations: fn() -> Implementations) -> Made {
         magic: abi::MAGIC,
         abi_major: abi::ABI_MAJOR,
         abi_minor: abi::ABI_MINOR,
-        size: size_of::<abi::Plugin>() as u32,
+        size: abi::size::<abi::Plugin>(),
         encodings: Encoding::Json.bit() | Encoding::Msgpack.bit(),
         features: 0,
         name: text(exported.name()),
@@ -99,7 +99,7 @@ fn text(text: &str) -> *const c_char {
 }
 
 /// `hp_plugin.create`
-pub unsafe extern "C" fn create(host: *const abi::Host, call: u64, config: abi::Slice<'_>) -> *mut c_void {
+unsafe extern "C" fn create(host: *const abi::Host, call: u64, config: abi::Slice<'_>) -> *mut c_void {
     // SAFETY: the host's word, which the interface describes.
     let (host, config) = unsafe { (Host::new(host), config.bytes()) };
     let Some(host) = host else { return ptr::null_mut() };
@@ -129,7 +129,7 @@ unsafe fn instance<'a>(instance: *mut c_void) -> Option<&'a Instance> {
 }
 
 /// `hp_plugin.call`
-pub unsafe extern "C" fn call(
+unsafe extern "C" fn call(
     this: *mut c_void,
     call: u64,
     method: u32,
@@ -147,7 +147,7 @@ pub unsafe extern "C" fn call(
 }
 
 /// `hp_plugin.cancel`
-pub unsafe extern "C" fn cancel(this: *mut c_void, call: u64) {
+unsafe extern "C" fn cancel(this: *mut c_void, call: u64) {
     // SAFETY: as above.
     let instance = unsafe { instance(this) };
     // Whatever happens to a call that nobody waits for is told by the panic hook.
@@ -155,21 +155,21 @@ pub unsafe extern "C" fn cancel(this: *mut c_void, call: u64) {
 }
 
 /// `hp_plugin.grant`
-pub unsafe extern "C" fn grant(this: *mut c_void, call: u64, credits: u32) {
+unsafe extern "C" fn grant(this: *mut c_void, call: u64, credits: u32) {
     // SAFETY: as above.
     let instance = unsafe { instance(this) };
     catch_unwind(AssertUnwindSafe(|| instance.map(|instance| instance.calls().grant(call, credits)))).ok();
 }
 
 /// `hp_plugin.shutdown`
-pub unsafe extern "C" fn shutdown(this: *mut c_void, call: u64) {
+unsafe extern "C" fn shutdown(this: *mut c_void, call: u64) {
     // SAFETY: as above.
     let instance = unsafe { instance(this) };
     catch_unwind(AssertUnwindSafe(|| instance.map(|instance| instance.shutdown(call)))).ok();
 }
 
 /// `hp_plugin.destroy`
-pub unsafe extern "C" fn destroy(this: *mut c_void) {
+unsafe extern "C" fn destroy(this: *mut c_void) {
     if this.is_null() {
         return;
     }

@@ -53,7 +53,7 @@ impl Host {
 
     pub(crate) fn log(&self, level: u32, target: &str, message: &str, fields: &str, place: (&str, u32)) {
         let record = abi::LogRecord {
-            size: size_of::<abi::LogRecord<'_>>() as u32,
+            size: abi::size::<abi::LogRecord<'_>>(),
             level,
             call_id: 0,
             target: abi::Slice::new(target.as_bytes()),

@@ -198,6 +198,12 @@ impl Calls {
     }
 }
 
+/// Records of a telemetry's own threads are not recorded: they would be sent, and sending them recorded.
+fn thread_name(interface: u16) -> String {
+    let kind = Interface::of(interface).map_or("plugin", Interface::as_str);
+    format!("{kind}-plugin")
+}
+
 /// What `create` makes.
 #[derive(Debug)]
 pub(crate) struct Instance {
@@ -224,7 +230,7 @@ impl Instance {
         })?;
         let runtime = runtime::Builder::new_multi_thread()
             .worker_threads(2)
-            .thread_name("plugin")
+            .thread_name(thread_name(config.interface))
             .enable_all()
             .build()
             .map_err(|error| {

@@ -58,7 +58,7 @@ pub mod prelude {
 }
 
 #[doc(hidden)]
-pub use entry::{Descriptor, call, cancel, create, describe, destroy, grant, shutdown};
+pub use entry::{Descriptor, describe};
 #[doc(hidden)]
 pub use host_plugin_abi as abi;
 #[doc(hidden)]
