@@ -41,6 +41,11 @@ impl Layer {
         Self { tree, place: Place::Single { origin, key, raw } }
     }
 
+    /// It is one variable or argument.
+    pub(crate) fn is_single(&self) -> bool {
+        matches!(self.place, Place::Single { .. })
+    }
+
     /// Where this layer says something about `key`, itself or a table above it; `None` when it does not.
     pub(crate) fn origin(&self, key: &Key) -> Option<Origin> {
         tree::get(&self.tree, key)?;

@@ -187,7 +187,12 @@ impl Rules<'_> {
 
     fn paths(&mut self) {
         let paths = &self.settings.paths;
-        let named = [("paths.root", &paths.root), ("paths.state", &paths.state), ("paths.logs", &paths.logs)];
+        let named = [
+            ("paths.root", &paths.root),
+            ("paths.state", &paths.state),
+            ("paths.logs", &paths.logs),
+            ("paths.plugins", &paths.plugins),
+        ];
         for (key, path) in named {
             let wrong = !is_directory(path);
             self.refuse_if(wrong, &[key], "must be absolute, without .. and not / itself");

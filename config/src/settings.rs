@@ -168,6 +168,17 @@ pub struct HttpSettings {
     pub key: Option<PathBuf>,
     /// Open connections; one more is closed at once.
     pub max_connections: u32,
+    /// Open connections of one address (of one /64 of IPv6); 0 for any number.
+    pub max_connections_per_address: u32,
+    /// New connections of one address per second, with four seconds' worth at once; 0 for any number.
+    pub connection_rate_per_address: u32,
+    /// New connections of all addresses per second; 0 for any number.
+    pub connection_rate: u32,
+    /// Requests of one address per second; more are told 429; 0 for any number.
+    pub request_rate_per_address: u32,
+    /// How often the files of the certificate are looked at for new ones; zero for never.
+    #[serde(deserialize_with = "de::duration")]
+    pub certificate_check: Duration,
     /// Requests that wait for a mandelbox to be allocated; more are told 429.
     pub max_waiting: u32,
     /// From the first byte of a request to the end of its header.
@@ -257,6 +268,8 @@ pub struct PathSettings {
     pub state: PathBuf,
     /// Log directories of the mandelboxes.
     pub logs: PathBuf,
+    /// Plugins in shared libraries; no other directory is loaded from.
+    pub plugins: PathBuf,
 }
 
 /// The end of the service.

@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use figment::value::Value;
+
 use crate::{
     document::{self, DEEPEST, Fault},
     error::ConfigError,
@@ -29,7 +31,8 @@ pub struct Sources {
     pub system_dir: PathBuf,
     /// `--config`, in order.
     pub files: Vec<PathBuf>,
-    /// The environment; variables that do not begin with `HOST_SERVICE__` are ignored.
+    /// The environment: variables that begin with `HOST_SERVICE__`, and `USE_PROD_LOGGING`, `LOGZIO_SHIPPING_TOKEN` and
+    /// `SENTRY_DSN`, which are the fleet's own; all others are ignored.
     pub env: Vec<(String, String)>,
     /// `--set key=value`, in order.
     pub set: Vec<String>,
@@ -76,6 +79,7 @@ pub(crate) fn layers(sources: &Sources, profile: Profile) -> (Vec<Layer>, Vec<Co
     let results = std::iter::once(profile)
         .chain(unlisted.map(Err))
         .chain(files)
+        .chain(customary(&sources.env))
         .chain(variables(&sources.env))
         .chain(sources.set.iter().map(|text| argument(text)));
     let (mut layers, mut errors) = (Vec::new(), Vec::new());
@@ -84,6 +88,12 @@ pub(crate) fn layers(sources: &Sources, profile: Profile) -> (Vec<Layer>, Vec<Co
             Ok(layer) => layers.push(layer),
             Err(error) => errors.push(error),
         }
+    }
+    match prod_logging(&sources.env, &layers) {
+        // Under the variables of ours, which say exactly what they mean.
+        Ok(Some(layer)) => layers.insert(below_variables(&layers), layer),
+        Ok(None) => {}
+        Err(error) => errors.push(error),
     }
     (layers, errors)
 }
@@ -158,6 +168,62 @@ fn syntax(document: &str, fault: Fault) -> ConfigError {
         place: format!("{document}:{}:{}", fault.line, fault.column),
         message: fault.message,
     }
+}
+
+/// Variables that are called so by custom.
+const CUSTOMARY: [(&str, [&str; 3]); 2] = [
+    ("LOGZIO_SHIPPING_TOKEN", ["telemetry", "logzio", "token"]),
+    ("SENTRY_DSN", ["telemetry", "sentry", "dsn"]),
+];
+
+fn customary(env: &[(String, String)]) -> impl Iterator<Item = Result<Layer, ConfigError>> {
+    CUSTOMARY.into_iter().filter_map(|(name, key)| {
+        let raw = set(env, name)?;
+        Some(Ok(Layer::single(Key::from(key), raw.into(), raw.to_owned(), Origin::Variable(name.to_owned()))))
+    })
+}
+
+/// A variable that is there and not empty.
+fn set<'a>(env: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    let (_, raw) = env.iter().rfind(|(known, _)| known == name)?;
+    Some(raw.trim()).filter(|raw| !raw.is_empty())
+}
+
+const PROD_LOGGING: &str = "USE_PROD_LOGGING";
+const PROD_PLUGINS: [&str; 2] = ["sentry", "logzio"];
+
+/// `USE_PROD_LOGGING` says whether Sentry and logz.io are used; other plugins stay as the layers below have them.
+fn prod_logging(env: &[(String, String)], layers: &[Layer]) -> Result<Option<Layer>, ConfigError> {
+    let Some(raw) = set(env, PROD_LOGGING) else { return Ok(None) };
+    let origin = Origin::Variable(PROD_LOGGING.to_owned());
+    let wanted = match raw.to_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => true,
+        "0" | "false" | "no" | "off" => false,
+        _ => {
+            let message = format!("{raw:?} is neither; write 1, true, yes or on, or 0, false, no or off");
+            return Err(ConfigError::Syntax { place: origin.to_string(), message });
+        }
+    };
+    let key = Key::from(["telemetry", "plugins"]);
+    let below = &layers[..below_variables(layers)];
+    let said = below.iter().rev().find_map(|layer| tree::get(&layer.tree, &key)?.as_array());
+    let mut plugins: Vec<&str> = match said {
+        Some(plugins) => plugins.iter().filter_map(|plugin| plugin.as_str()).collect(),
+        None => vec!["console"],
+    };
+    plugins.retain(|plugin| wanted || !PROD_PLUGINS.contains(plugin));
+    for plugin in PROD_PLUGINS.into_iter().filter(|_| wanted) {
+        if !plugins.contains(&plugin) {
+            plugins.push(plugin);
+        }
+    }
+    let value = plugins.into_iter().map(Value::from).collect::<Vec<_>>().into();
+    Ok(Some(Layer::single(key, value, raw.to_owned(), origin)))
+}
+
+/// Where the variables begin.
+fn below_variables(layers: &[Layer]) -> usize {
+    layers.iter().position(Layer::is_single).unwrap_or(layers.len())
 }
 
 /// In the order of their names, so that a table's variable comes before those of its keys.

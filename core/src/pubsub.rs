@@ -123,11 +123,9 @@ pub struct InstanceFacts {
     pub ip: String,
     /// The commit this binary was built from.
     pub commit: String,
-    /// How many mandelboxes it can run.
-    pub capacity: u32,
 }
 
-/// What a host has left, reported about every minute.
+/// What a host has left, reported about every minute and when its capacity changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Heartbeat {
     /// Unix time in ms.
@@ -138,6 +136,8 @@ pub struct Heartbeat {
     pub nanocpus_remaining: i64,
     /// Free GPU memory, all devices together.
     pub gpu_vram_remaining_kb: i64,
+    /// How many mandelboxes it can have as it is now, those that it has included.
+    pub capacity: u32,
 }
 
 /// The answer to [`PubSub::register`].

@@ -16,7 +16,9 @@ mod failure;
 mod image;
 mod mandelbox;
 mod output;
+mod plugin;
 mod progress;
+mod report_death;
 mod status;
 
 pub use args::Layers;
@@ -110,6 +112,13 @@ fn dispatch(command: Command, sources: &Sources, out: &mut Out) -> Result<(), Fa
         Command::Db(DbCommand::Migrate { url }) => {
             let loaded = load()?;
             wait(db::migrate(&loaded, url, out))
+        }
+        Command::ReportDeath => {
+            let loaded = load()?;
+            wait(report_death::report(&loaded, out))
+        }
+        Command::Plugin(command) => {
+            plugin::execute(command, || host_config::load(sources).map_err(Failure::from), out)
         }
         Command::Doctor(args) => {
             let loaded = load()?;

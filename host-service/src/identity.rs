@@ -23,7 +23,7 @@ pub use tags::TagError;
 /// Whose mandelboxes are where nobody is asked who they are.
 pub const LOCAL_USER: &str = "localdev_user_id";
 
-/// The facts that the configured source gives, but for the capacity, which is 0: it is not the source's to know.
+/// The facts that the configured source gives.
 ///
 /// # Errors
 /// The source cannot tell who this host is.
@@ -59,7 +59,6 @@ pub(crate) fn from_settings(loaded: &Loaded) -> anyhow::Result<InstanceFacts> {
         instance_type: or_local(&instance.instance_type),
         ip: ip.to_string(),
         commit: commit(instance),
-        capacity: 0,
         name,
     })
 }

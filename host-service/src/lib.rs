@@ -22,6 +22,7 @@ pub mod build_info;
 pub mod cli;
 pub mod client;
 pub mod deadline;
+pub mod death;
 pub mod doctor;
 pub mod files;
 pub mod host;

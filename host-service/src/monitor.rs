@@ -1,7 +1,7 @@
 //! Two tasks that look after the host: one collects figures and the GPUs' health, the other reports them and removes
 //! stale rows. Neither can stop the other: a report goes out with the last figures there are.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::pending, sync::Arc, time::Duration};
 
 use host_core::{
     PluginError, chain,
@@ -11,7 +11,7 @@ use host_core::{
 };
 use tokio::{
     sync::watch,
-    time::{Instant, MissedTickBehavior, interval, interval_at, sleep},
+    time::{Instant, MissedTickBehavior, interval, interval_at, timeout},
 };
 
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
     host::Condition,
     orchestrator::{Shared, blocking},
     resources::{Collector, Resources},
+    service::capacity,
 };
 
 /// So many times in a row the GPUs may not be seen before none of them gets a new mandelbox, and their figures not be had
@@ -109,15 +110,17 @@ fn tell_of_gpu(slots: &GpuSlots) {
 }
 
 /// Reports until it is dropped.
-pub(crate) async fn report(shared: Arc<Shared>, condition: watch::Receiver<Condition>) {
+pub(crate) async fn report(shared: Arc<Shared>, mut condition: watch::Receiver<Condition>) {
     let pubsub = &shared.settings.pubsub;
     // Not at once: what is there when the service starts must first be seen and taken on.
     let mut stale = interval_at(Instant::now() + pubsub.stale_check, pubsub.stale_check);
     stale.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let beats = async {
+        let mut told = capacity(&shared.settings, &shared.pools);
         loop {
-            sleep(jittered(pubsub.heartbeat)).await;
-            let heartbeat = heartbeat(&condition.borrow());
+            due(&shared, &mut condition, told).await;
+            told = capacity(&shared.settings, &shared.pools);
+            let heartbeat = heartbeat(&condition.borrow(), told);
             beat(&shared, &heartbeat).await;
         }
     };
@@ -128,6 +131,19 @@ pub(crate) async fn report(shared: Arc<Shared>, condition: watch::Receiver<Condi
         }
     };
     tokio::join!(beats, sweeps);
+}
+
+/// Waits for the next heartbeat: about a minute, but not while the control plane takes what a lost GPU had for free.
+async fn due(shared: &Shared, condition: &mut watch::Receiver<Condition>, told: u32) {
+    let changed = async {
+        while capacity(&shared.settings, &shared.pools) == told {
+            // Nobody looks any more at what could change.
+            if condition.changed().await.is_err() {
+                pending().await
+            }
+        }
+    };
+    let _ = timeout(jittered(shared.settings.pubsub.heartbeat), changed).await;
 }
 
 /// Up to a tenth more or less, so that a fleet does not beat in step.
@@ -156,7 +172,7 @@ async fn sweep(shared: &Shared) {
 
 /// In the database's units.
 #[allow(clippy::cast_possible_truncation, reason = "figures of a machine are far below 2^63")]
-pub(crate) fn heartbeat(condition: &Condition) -> Heartbeat {
+pub(crate) fn heartbeat(condition: &Condition, capacity: u32) -> Heartbeat {
     let Resources { memory_available_bytes, idle_cores, .. } = condition.resources;
     let free: u64 = condition.gpus.iter().map(|gpu| gpu.memory_free_bytes).sum();
     let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
@@ -165,6 +181,7 @@ pub(crate) fn heartbeat(condition: &Condition) -> Heartbeat {
         memory_remaining_kb: (memory_available_bytes / 1024.0) as i64,
         nanocpus_remaining: (idle_cores * 1e9) as i64,
         gpu_vram_remaining_kb: (free / 1024) as i64,
+        capacity,
     }
 }
 
@@ -176,9 +193,10 @@ mod tests {
     fn a_heartbeat_is_in_the_databases_units() {
         let gpus = vec![GpuStats { memory_free_bytes: 4096, ..GpuStats::default() }; 2];
         let resources = Resources { memory_available_bytes: 2048.0, idle_cores: 1.5, ..Resources::default() };
-        let beat = heartbeat(&Condition { gpus, resources, ..Condition::default() });
-        let figures = (beat.memory_remaining_kb, beat.nanocpus_remaining, beat.gpu_vram_remaining_kb);
-        assert_eq!(figures, (2, 1_500_000_000, 8));
+        let beat = heartbeat(&Condition { gpus, resources, ..Condition::default() }, 7);
+        let figures =
+            (beat.memory_remaining_kb, beat.nanocpus_remaining, beat.gpu_vram_remaining_kb, beat.capacity);
+        assert_eq!(figures, (2, 1_500_000_000, 8, 7));
     }
 
     #[test]

@@ -1,18 +1,37 @@
 //! The plugins compiled in. This is the only place that names one: a new one is one line here and its dependency.
 
-use std::{env::ArgsOs, process::ExitCode, sync::Arc};
+use std::{
+    env::{self, ArgsOs},
+    process::ExitCode,
+    slice,
+    sync::Arc,
+};
 
 use host_config::Loaded;
 use host_core::{
     ErrorKind, PluginError,
-    registry::{Context, Plugins, Registry, Role},
+    registry::{Context, Plugin, Plugins, Registry, Role},
 };
+use host_plugin_loader::{Loader, Runner};
 use secrecy::SecretString;
 
 /// Some plugins execute this program again, for processes beside the service. If this one is such a process: is it, to
 /// its end. To be called before anything else.
 pub fn dispatch(arguments: ArgsOs) -> Option<ExitCode> {
+    if env::args_os().nth(1).is_some_and(|first| first == RUNNER) {
+        host_plugin_loader::runner::main()
+    }
     runtime_oci::dispatch(arguments)
+}
+
+/// The argument that makes this program a process for one plugin.
+const RUNNER: &str = "plugin-runner";
+
+/// What loads plugins from the directory of `loaded`.
+pub(crate) fn loader(loaded: &Loaded) -> Loader {
+    // Also the same program when its file was replaced meanwhile.
+    let runner = Runner { program: "/proc/self/exe".into(), arguments: vec![RUNNER.into()] };
+    Loader::new(loaded.settings.paths.plugins.clone(), runner)
 }
 
 /// Creates or updates the schema in the database of `[pubsub.postgres]`, or in that at `url`; what was done, in words.
@@ -36,8 +55,41 @@ pub(crate) async fn migrate(loaded: &Loaded, url: Option<SecretString>) -> Resul
     Ok(migrated.to_string())
 }
 
-/// Every plugin that the configuration can name.
-pub fn registry() -> Registry {
+/// Every plugin that is compiled in, and of those in libraries the ones that `loaded` names. Nothing is loaded yet.
+pub(crate) fn registry(loaded: &Loaded) -> Registry {
+    let (settings, loader) = (&loaded.settings, loader(loaded));
+    let Registry { runtimes, gpus, pubsubs, telemetries } = built_in();
+    let one = slice::from_ref;
+    Registry {
+        runtimes: with(runtimes, loaded, "runtime", one(&settings.runtime.plugin), |name| {
+            loader.runtime(name)
+        }),
+        gpus: with(gpus, loaded, "gpu", one(&settings.gpu.plugin), |name| loader.gpu(name)),
+        pubsubs: with(pubsubs, loaded, "pubsub", one(&settings.pubsub.plugin), |name| loader.pubsub(name)),
+        telemetries: with(telemetries, loaded, "telemetry", &settings.telemetry.plugins, |name| {
+            loader.telemetry(name)
+        }),
+    }
+}
+
+/// And those that are named, not compiled in, and there as a file.
+fn with<P: ?Sized + 'static>(
+    plugins: Plugins<P>,
+    loaded: &Loaded,
+    kind: &str,
+    chosen: &[String],
+    dynamic: impl Fn(&str) -> Plugin<P>,
+) -> Plugins<P> {
+    let loader = loader(loaded);
+    let sections = loaded.sections(kind);
+    chosen.iter().chain(&sections).fold(plugins, |plugins, name| {
+        let wanted = plugins.get(name).is_none() && loader.file(name).exists();
+        if wanted { plugins.with(dynamic(name)) } else { plugins }
+    })
+}
+
+/// Every plugin that is compiled in.
+pub fn built_in() -> Registry {
     Registry {
         runtimes: Plugins::default()
             .with(runtime_docker::plugin())
@@ -49,7 +101,10 @@ pub fn registry() -> Registry {
             .with(pubsub_hasura::plugin())
             .with(pubsub_memory::plugin())
             .with(pubsub_postgres::plugin()),
-        telemetries: Plugins::default().with(telemetry_console::plugin()),
+        telemetries: Plugins::default()
+            .with(telemetry_console::plugin())
+            .with(telemetry_logzio::plugin())
+            .with(telemetry_sentry::plugin()),
     }
 }
 

@@ -19,17 +19,18 @@ use host_core::{
     Retry,
     gpu::Gpu,
     planner::DrainCause,
-    pubsub::{InstanceFacts, Registered},
+    pubsub::Registered,
     registry::{Plugins, Registry, Role},
     runtime::{Runtime, Seccomp},
     telemetry::Telemetry,
 };
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     deadline::within,
+    death::{self, Life},
     host::{Condition, DrainOrder, Host, Parts},
     identity, interruption,
     lobby::{Lobby, LobbyLimits},
@@ -49,7 +50,9 @@ mod servers;
 mod signals;
 
 use ground::{Ground, clear_leftovers};
-use pools::{capacity, pools};
+use pools::pools;
+
+pub(crate) use pools::capacity;
 use power::switch_off;
 use servers::Servers;
 use signals::{Signals, obey};
@@ -96,10 +99,11 @@ impl Standing {
 /// It could not start, or could not end cleanly. Telemetry was told.
 pub async fn run(loaded: Loaded, options: RunOptions) -> anyhow::Result<()> {
     raise_file_limit();
-    let registry = plugins::registry();
+    keep_memory_private();
+    let registry = plugins::registry(&loaded);
     let telemetry = telemetry(&registry, &loaded).await?;
     telemetry.install(&loaded.settings.telemetry.filter).context("telemetry.filter")?;
-    let flush = loaded.settings.telemetry.flush;
+    let (flush, state) = (loaded.settings.telemetry.flush, loaded.settings.paths.state.clone());
     let power_off = loaded.settings.drain.power_off.clone();
     let standing = Standing::default();
     let served =
@@ -122,6 +126,9 @@ pub async fn run(loaded: Loaded, options: RunOptions) -> anyhow::Result<()> {
         tracing::warn!(command = ?power_off, "the control plane has drained this host; switching the machine off");
     }
     telemetry.flush(flush).await;
+    if standing.ground.get().is_some() {
+        Life::end(&state);
+    }
     drop(standing);
     if off { switch_off(&power_off).await.and(result) } else { result }
 }
@@ -131,6 +138,12 @@ fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     // It may stay as it is: what is served then is less, and each refusal says so.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
+/// No core file of this process, and no look into its memory by others of its user: keys and tokens are there.
+fn keep_memory_private() {
+    // Where the kernel refuses, all else goes on as well.
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
 
 async fn serve(
@@ -143,6 +156,7 @@ async fn serve(
     let mut signals = Signals::new()?;
     let ground = Ground::open(&loaded.settings)?;
     let ground = standing.ground.get_or_init(|| ground);
+    death::tell_earlier(&loaded.settings.paths.state);
     let service = tokio::select! {
         service = Service::build(registry, loaded, options, telemetry, ground, standing) => service?,
         () = signals.next() => anyhow::bail!("stopped by a signal before the start was complete"),
@@ -176,7 +190,7 @@ impl Service {
         let started = Instant::now();
         let settings = Arc::new(loaded.settings.clone());
         let Ground { root, records, .. } = ground;
-        let facts = identity::find(&loaded).await?;
+        let facts = Arc::new(identity::find(&loaded).await?);
         let (runtime, gpu, pubsub) = tokio::try_join!(
             runtime(registry, &loaded, standing),
             plugin(&registry.gpus, "gpu", &settings.gpu.plugin, &loaded),
@@ -187,8 +201,8 @@ impl Service {
         let limit = settings.gpu.timeout;
         monitor::look_at_gpus(&pools, gpu.as_ref(), limit).await.context("the GPUs")?;
         let gpus = monitor::figures_of_gpus(&pools, gpu.as_ref(), limit).await.context("the GPUs")?;
-        let facts = Arc::new(InstanceFacts { capacity: capacity(&settings, &pools), ..facts });
         telemetry.identify(facts.clone());
+        Life::begin(&settings.paths.state, &facts).context("paths.state")?;
         let condition = Condition { gpus, ..Condition::default() };
         let (condition, _) = watch::channel(condition);
         let (drain_orders, drains) = mpsc::unbounded_channel();
@@ -264,7 +278,7 @@ impl Service {
         tracing::info!(
             instance = %shared.facts.name,
             profile = %shared.profile,
-            capacity = shared.facts.capacity,
+            capacity = capacity(&shared.settings, &shared.pools),
             took_ms = host.uptime().as_secs_f64() * 1e3,
             "Entering event loop…"
         );
@@ -381,7 +395,7 @@ async fn register(
     condition: &watch::Sender<Condition>,
     standing: &Standing,
 ) -> anyhow::Result<bool> {
-    let heartbeat = monitor::heartbeat(&condition.borrow());
+    let heartbeat = monitor::heartbeat(&condition.borrow(), capacity(&shared.settings, &shared.pools));
     let registration = shared.pubsub.register(&shared.facts, &heartbeat);
     // One that is broken off may have taken effect; after one that is refused, the row is not this host's to remove.
     *standing.registered() = Some(shared.clone());

@@ -1,9 +1,11 @@
 //! From `tracing` to the telemetry plugins. Every event of this process becomes one [`Record`] that carries the fields
-//! of its spans and who this host is; a panic anywhere becomes one too.
+//! of its spans and who this host is; a panic anywhere becomes one too. Every plugin gets every record, without what
+//! looks like a secret, and decides by itself which it sends where.
 
 use std::{
     fmt,
-    sync::{Arc, OnceLock},
+    sync::{Arc, PoisonError, RwLock},
+    thread,
     time::{Duration, SystemTime},
 };
 
@@ -11,7 +13,7 @@ use futures::future::join_all;
 use host_core::{
     chain,
     pubsub::InstanceFacts,
-    telemetry::{Level, Record, Telemetry},
+    telemetry::{Level, Record, TELEMETRY_THREADS, Telemetry},
 };
 use serde_json::{Map, Value};
 use tracing::{
@@ -23,6 +25,8 @@ use tracing_subscriber::{
     EnvFilter, Layer, layer::Context, layer::SubscriberExt, registry::LookupSpan, util::SubscriberInitExt,
 };
 
+mod scrub;
+
 /// All telemetry plugins of this process.
 #[derive(Debug, Clone)]
 pub struct Dispatch(Arc<Inner>);
@@ -31,13 +35,13 @@ pub struct Dispatch(Arc<Inner>);
 struct Inner {
     plugins: Vec<Arc<dyn Telemetry>>,
     environment: Arc<str>,
-    facts: OnceLock<Arc<InstanceFacts>>,
+    facts: RwLock<Option<Arc<InstanceFacts>>>,
 }
 
 impl Dispatch {
     /// Records go to all of `plugins`.
     pub fn new(plugins: Vec<Arc<dyn Telemetry>>, environment: &str) -> Self {
-        Self(Arc::new(Inner { plugins, environment: environment.into(), facts: OnceLock::new() }))
+        Self(Arc::new(Inner { plugins, environment: environment.into(), facts: RwLock::default() }))
     }
 
     /// Takes over this process's `tracing` events and panics.
@@ -59,8 +63,7 @@ impl Dispatch {
 
     /// From now on records say who this host is.
     pub fn identify(&self, facts: Arc<InstanceFacts>) {
-        // A second identity would be a fault of the caller; the first one stays.
-        let _ = self.0.facts.set(facts);
+        *self.0.facts.write().unwrap_or_else(PoisonError::into_inner) = Some(facts);
     }
 
     /// Waits until every plugin has delivered what it holds, at most `deadline`, even for a plugin that hangs.
@@ -72,7 +75,17 @@ impl Dispatch {
         }
     }
 
-    fn record(&self, record: Record) {
+    /// How many records the plugins have dropped so far.
+    pub fn dropped(&self) -> u64 {
+        self.0.plugins.iter().map(|plugin| plugin.dropped()).sum()
+    }
+
+    fn facts(&self) -> Option<Arc<InstanceFacts>> {
+        self.0.facts.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn record(&self, mut record: Record) {
+        scrub::scrub(&mut record);
         let record = Arc::new(record);
         self.0.plugins.iter().for_each(|plugin| plugin.record(&record));
     }
@@ -96,6 +109,9 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for RecordLayer {
     }
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        if is_of_sending(event.metadata().target()) {
+            return;
+        }
         let mut fields = Fields::default();
         for span in context.event_scope(event).into_iter().flat_map(|scope| scope.from_root()) {
             if let Some(outer) = span.extensions().get::<Fields>() {
@@ -109,10 +125,16 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for RecordLayer {
             target: event.metadata().target(),
             message: fields.message,
             fields: fields.values,
-            instance: self.0.0.facts.get().cloned(),
+            instance: self.0.facts(),
             environment: self.0.0.environment.clone(),
         });
     }
+}
+
+/// What libraries say on the threads that send records would be sent, and sending it said, and so on.
+fn is_of_sending(target: &str) -> bool {
+    let sends = thread::current().name().is_some_and(|name| name.starts_with(TELEMETRY_THREADS));
+    sends && !target.starts_with("telemetry_")
 }
 
 fn level(level: tracing::Level) -> Level {

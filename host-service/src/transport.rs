@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   accept ─▶ TLS ─▶ header ─▶ path, method ─▶ length ─▶ token in a header ─▶ body ─▶ token in it ─▶ fields
-//!    │ no place: closed   │ 408       │ 404, 405     │ 413        │ 401            │ 408, 413,   │ 401     │ 400
+//!    │ no place: closed   │ 408, 429  │ 404, 405     │ 413        │ 401            │ 408, 413,   │ 401     │ 400
 //!    ▼                    ▼           ▼              ▼            ▼                ▼ 429, 400    ▼         ▼
 //!                                                                                       ─▶ Lobby ─▶ answer
 //! ```
@@ -17,7 +17,7 @@
 //! have ended when `run` returns. A request's handler owns nothing: what it brings is the [`Lobby`]'s at once.
 //!
 //! Deliberately absent: HTTP/2 (one request per client), compression (nothing to compress), CORS (no browser is a
-//! client), limits per address. What is not HTTP at all is told so by hyper, with a status and no body.
+//! client). What is not HTTP at all is told so by hyper, with a status and no body.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -33,6 +33,7 @@ use futures::future::BoxFuture;
 use host_core::{AppName, ErrorKind, PluginError, UserId, pubsub::Allocation};
 use tokio::{
     net::TcpListener,
+    task::JoinSet,
     time::{Instant, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -43,6 +44,8 @@ use crate::lobby::{Answer, ClientRequest, Failure, Lobby, Pending};
 mod auth;
 mod body;
 mod pace;
+mod quota;
+mod reload;
 mod reply;
 mod request;
 mod server;
@@ -53,10 +56,13 @@ mod tls;
 
 pub(crate) use auth::count_keys;
 pub use auth::{Auth, KeySource, KeysError, Served};
+pub use quota::Quota;
 pub use tls::{Certificate, CertificateError};
 
 use auth::{Refresh, Verifier};
 use body::Bodies;
+use quota::Quotas;
+use reload::Reload;
 use reply::Refusal;
 use request::{Fields, bearer};
 use server::Connections;
@@ -76,6 +82,8 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// The largest body.
     pub body_limit_bytes: usize,
+    /// Of each address and of all.
+    pub quota: Quota,
 }
 
 /// How to serve.
@@ -85,6 +93,8 @@ pub struct Options {
     pub listen: SocketAddr,
     /// As whom.
     pub certificate: Certificate,
+    /// How often files are looked at for another one; zero for never.
+    pub certificate_check: Duration,
     /// For whom.
     pub auth: Auth,
     /// How much.
@@ -144,6 +154,9 @@ pub struct Server {
     limits: Limits,
     /// Where tokens are checked with keys that the issuer serves.
     refresh: Option<Refresh>,
+    /// Where the certificate is from files.
+    reload: Option<Reload>,
+    certificate_check: Duration,
     tasks: TaskTracker,
 }
 
@@ -157,9 +170,10 @@ impl Server {
         lobby: Arc<Lobby>,
         on_request: Option<OnRequest>,
     ) -> Result<Self, BuildError> {
-        let Options { listen, certificate, auth, limits } = options;
+        let Options { listen, certificate, certificate_check, auth, limits } = options;
         let (verifier, refresh) = Verifier::build(&auth).await?;
-        let tls = Arc::new(tls::config(&certificate)?);
+        let (tls, reload) = tls::config(&certificate)?;
+        let tls = Arc::new(tls);
         let listener = TcpListener::bind(listen).await.map_err(|source| match source.kind() {
             io::ErrorKind::AddrInUse => BuildError::Busy { listen },
             _ => BuildError::Listen { listen, source },
@@ -167,7 +181,7 @@ impl Server {
         let tasks = TaskTracker::new();
         let bodies = Bodies::new(limits.body_limit_bytes, limits.body_timeout);
         let handler = Handler { lobby, verifier, bodies, on_request, tasks: tasks.clone() };
-        Ok(Self { listener, tls, router: router(handler), limits, refresh, tasks })
+        Ok(Self { listener, tls, router: router(handler), limits, refresh, reload, certificate_check, tasks })
     }
 
     /// Where it listens: the port that was chosen, where `listen` said 0.
@@ -181,12 +195,19 @@ impl Server {
     /// Serves until `stop`. Then no connection is accepted, idle ones are closed, and requests in flight have `drain`
     /// to end before they are cut off. When it returns, nothing of it runs any more.
     pub async fn run(self, stop: CancellationToken, drain: Duration) {
-        let Self { listener, tls, router, limits, refresh, tasks } = self;
+        let Self { listener, tls, router, limits, refresh, reload, certificate_check, tasks } = self;
         let kill = CancellationToken::new();
+        // Beside the connections; they never end by themselves, so nobody waits for them.
+        let mut background = JoinSet::new();
         if let Some(refresh) = refresh {
-            tasks.spawn(kill.clone().run_until_cancelled_owned(refresh.run()));
+            background.spawn(refresh.run());
         }
-        let connections = Connections { tls, router, limits, tasks: tasks.clone(), stop, kill: kill.clone() };
+        if let Some(reload) = reload.filter(|_| !certificate_check.is_zero()) {
+            background.spawn(reload.run(certificate_check));
+        }
+        let quotas = Quotas::new(limits.quota);
+        let connections =
+            Connections { tls, router, limits, quotas, tasks: tasks.clone(), stop, kill: kill.clone() };
         Arc::new(connections).accept(listener).await;
         tasks.close();
         if timeout(drain, tasks.wait()).await.is_err() {
@@ -194,6 +215,7 @@ impl Server {
             kill.cancel();
             tasks.wait().await;
         }
+        background.shutdown().await;
     }
 }
 

@@ -12,6 +12,7 @@ mod plugins;
 mod profiles;
 mod rules;
 mod secrets;
+mod telemetry;
 
 /// A directory with configuration files, gone when dropped, and the sources that read it.
 struct Place {

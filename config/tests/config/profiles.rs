@@ -27,7 +27,9 @@ fn every_profile_is_consistent_once_filled_in() {
         assert_eq!(loaded.settings.runtime.plugin, runtime);
         let gpu = if profile.is_local() { "sim" } else { "nvml" };
         assert_eq!(loaded.settings.gpu.plugin, gpu);
-        assert_eq!(loaded.settings.telemetry.plugins, ["console"]);
+        let telemetry: &[&str] =
+            if profile.is_local() { &["console"] } else { &["console", "sentry", "logzio"] };
+        assert_eq!(loaded.settings.telemetry.plugins, telemetry);
         let metadata = if profile.is_local() { Metadata::Static } else { Metadata::Ec2 };
         assert_eq!(loaded.settings.instance.metadata, metadata);
     }

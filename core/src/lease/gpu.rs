@@ -146,11 +146,15 @@ impl GpuPool {
         slots
     }
 
-    /// How many slots the healthy devices have together; `None` on a host without GPUs.
+    /// How many mandelboxes there can be: the slots of the healthy devices, and those that are held on others. `None` on a
+    /// host without GPUs.
     pub fn capacity(&self) -> Option<u32> {
         let state = self.state();
-        let slots = state.values().filter(|slot| slot.is_healthy()).map(|slot| self.slots_of(slot)).sum();
-        (!state.is_empty()).then_some(slots)
+        let slots = state.values().map(|slot| match slot.is_healthy() {
+            true => self.slots_of(slot),
+            false => u32::try_from(slot.holders.len()).unwrap_or(u32::MAX),
+        });
+        (!state.is_empty()).then(|| slots.sum())
     }
 
     /// How many slots are held.
@@ -273,7 +277,7 @@ mod tests {
         pool.update(vec![device(0)], &[]);
         let lease = pool.lease(&id("a")).unwrap().unwrap();
         pool.update(vec![], &[]);
-        assert_eq!(pool.capacity(), Some(0));
+        assert_eq!(pool.capacity(), Some(1), "a is there still, and that is all there can be");
         assert!(pool.lease(&id("b")).is_err());
         pool.update(vec![device(0)], &[]);
         assert!(pool.lease(&id("b")).is_err(), "a still holds the only slot");
@@ -341,7 +345,7 @@ mod tests {
         );
         assert_eq!(pool.update(vec![device(0), device(1)], &[])[0].health, GpuHealth::Healthy);
         assert_eq!(pool.doubt("silence").len(), 2);
-        assert_eq!((pool.capacity(), pool.doubt("silence").len()), (Some(0), 0));
+        assert_eq!((pool.capacity(), pool.doubt("silence").len()), (Some(1), 0));
         drop(lease);
     }
 

@@ -22,6 +22,7 @@ use crate::{
     host::{Condition, Host},
     mandelbox::{Board, Mandelbox},
     resources::Resources,
+    service::capacity,
 };
 
 /// The whole service at a glance.
@@ -50,7 +51,7 @@ pub(crate) fn status(host: &Host) -> StatusView {
             pubsub: settings.pubsub.plugin.clone(),
             telemetry: settings.telemetry.plugins.clone(),
         },
-        capacity: facts.capacity,
+        capacity: capacity(settings, host.pools()),
         mandelboxes: phases(host.board()),
         leases: leases(host.pools()),
         resources: resources(condition.resources),

@@ -33,7 +33,7 @@ async fn the_status_is_the_hosts() {
     world.add("a");
     world.condition.send_modify(|condition| condition.runtime_error = Some("no engine".into()));
     let status = world.client.status().await.unwrap();
-    assert_eq!((status.profile.as_str(), status.capacity), ("localdev", 3));
+    assert_eq!((status.profile.as_str(), status.capacity), ("localdev", 2));
     assert_eq!((status.instance.name.as_str(), status.plugins.runtime.as_str()), ("host", "sim"));
     assert_eq!(status.leases.ttys, UsageView { held: 0, size: 2 });
     assert_eq!(status.leases.gpu_slots, None);

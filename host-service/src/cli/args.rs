@@ -82,9 +82,21 @@ pub(crate) enum Command {
     /// Prepare the database of the control plane
     #[command(subcommand)]
     Db(DbCommand),
+    /// List, check, make and install plugins in shared libraries
+    #[command(subcommand)]
+    Plugin(PluginCommand),
     /// Tell what this host has and lacks for the profile, each with its remedy
     #[command(after_help = examples!("host-service doctor" "host-service doctor --profile prod --json"))]
     Doctor(JsonFlag),
+    /// Tell telemetry and the control plane of a service that died without a word
+    #[command(after_help = concat!(
+        "For systemd, which runs it after every end of the service; where all was told already, it does nothing.\n\n",
+        examples!(
+            "host-service report-death"
+            "ExecStopPost=/usr/bin/host-service report-death --profile prod  # in the unit's [Service]"
+        ),
+    ))]
+    ReportDeath,
     /// Print version, commit and plugin ABI version
     Version,
     /// Print completions for a shell
@@ -127,6 +139,80 @@ pub(crate) enum DbCommand {
         #[arg(long, value_name = "URL")]
         url: Option<SecretString>,
     },
+}
+
+/// `plugin`
+#[derive(Debug, Subcommand)]
+pub(crate) enum PluginCommand {
+    /// List the plugins that are compiled in, and those in the directory paths.plugins
+    List(JsonFlag),
+    /// Try what every plugin of its kind must do on a library, in this process and in one of its own
+    #[command(after_help = examples!(
+        "host-service plugin check target/release/libacme.so"
+        "host-service plugin check libacme.so --set runtime.acme.socket=/run/acme.sock --image test/mandelbox:current-build"
+    ))]
+    Check(PluginCheckArgs),
+    /// Make the project of a new plugin, with a test and CI
+    #[command(after_help = examples!(
+        "host-service plugin new acme --lang rust --sdk ~/src/host-service"
+        "host-service plugin new acme --lang c"
+    ))]
+    New(PluginNewArgs),
+    /// Put a library into the directory paths.plugins
+    #[command(after_help = examples!("host-service plugin install target/release/libacme.so --pin"))]
+    Install {
+        /// The library
+        file: PathBuf,
+        /// Load nothing but this very file from then on
+        #[arg(long)]
+        pin: bool,
+    },
+}
+
+/// `plugin check`
+#[derive(Debug, Args)]
+pub(crate) struct PluginCheckArgs {
+    /// The library; its section is that of the configuration, [<kind>.<name>]
+    pub(crate) file: PathBuf,
+    /// For a runtime: the test mandelbox's image, which it has
+    #[arg(long, default_value = "test/mandelbox:current-build")]
+    pub(crate) image: ImageRef,
+    /// For a runtime: an archive of images to load
+    #[arg(long, value_name = "FILE")]
+    pub(crate) archive: Option<PathBuf>,
+}
+
+/// `plugin new`
+#[derive(Debug, Args)]
+pub(crate) struct PluginNewArgs {
+    /// What it is to be called, of a-z 0-9 _
+    #[arg(value_parser = plugin_name)]
+    pub(crate) name: String,
+    /// In which language
+    #[arg(long, value_enum)]
+    pub(crate) lang: Language,
+    /// For Rust: the source of this host service, where the SDK is
+    #[arg(long, value_name = "DIR", required_if_eq("lang", "rust"))]
+    pub(crate) sdk: Option<PathBuf>,
+}
+
+/// A language that `plugin new` knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Language {
+    /// With the SDK
+    Rust,
+    /// With the header alone
+    C,
+}
+
+fn plugin_name(text: &str) -> Result<String, String> {
+    let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    let begins = text.starts_with(|c: char| c.is_ascii_lowercase());
+    if begins && text.len() <= 40 && text.chars().all(is_word) {
+        Ok(text.to_owned())
+    } else {
+        Err("it must be at most 40 of a-z 0-9 _ and begin with a letter".to_owned())
+    }
 }
 
 /// `mandelbox`

@@ -13,7 +13,7 @@ use crate::plugins;
 /// Settings that can be used: every plugin named exists, and every plugin's own section suits it.
 pub(crate) fn load(sources: &Sources) -> Result<Loaded, Failure> {
     let loaded = host_config::load(sources)?;
-    ConfigErrors::check(check_plugins(&loaded, &plugins::registry()))?;
+    ConfigErrors::check(check_plugins(&loaded, &plugins::registry(&loaded)))?;
     Ok(loaded)
 }
 

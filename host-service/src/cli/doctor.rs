@@ -15,7 +15,7 @@ use crate::{
 /// Fails when a check does, after telling all of them.
 pub(crate) async fn doctor(loaded: &Loaded, json: bool, out: &mut Out) -> Result<(), Failure> {
     let progress = Progress::new("looking at this host");
-    let report = examine(loaded, &plugins::registry()).await;
+    let report = examine(loaded, &plugins::registry(loaded)).await;
     drop(progress);
     if json {
         out.json(&report)?;

@@ -15,7 +15,8 @@ use crate::plugins;
 
 pub(crate) async fn execute(command: ImageCommand, loaded: &Loaded, out: &mut Out) -> Result<(), Failure> {
     let name = &loaded.settings.runtime.plugin;
-    let runtime = plugins::build(&plugins::registry().runtimes, "runtime", name, loaded, Role::Tool).await?;
+    let runtime =
+        plugins::build(&plugins::registry(loaded).runtimes, "runtime", name, loaded, Role::Tool).await?;
     match command {
         ImageCommand::List(args) => list(runtime.as_ref(), args.json, out).await,
         ImageCommand::Load { file, name } => load(runtime.as_ref(), &file, name, out).await,

@@ -62,16 +62,7 @@ pub(super) async fn facts(instance: &InstanceSettings) -> Result<InstanceFacts, 
     let region = source.fact(&instance.region, "placement/region", "region").await?;
     let ip = source.ip().await?;
     let name = source.name(&cloud_id, &region).await?;
-    Ok(InstanceFacts {
-        name,
-        cloud_id,
-        image_id,
-        region,
-        instance_type,
-        ip,
-        commit: commit(instance),
-        capacity: 0,
-    })
+    Ok(InstanceFacts { name, cloud_id, image_id, region, instance_type, ip, commit: commit(instance) })
 }
 
 struct Source<'a> {

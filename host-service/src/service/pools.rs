@@ -39,8 +39,8 @@ fn warn_of_ephemeral_ports(settings: &Settings) {
     }
 }
 
-/// How many mandelboxes fit, by whatever is scarcest.
-pub(super) fn capacity(settings: &Settings, pools: &Pools) -> u32 {
+/// How many mandelboxes fit as things are, by whatever is scarcest.
+pub(crate) fn capacity(settings: &Settings, pools: &Pools) -> u32 {
     let per_mandelbox = settings.mandelbox.ports.len().max(1);
     let fits = pools.ttys.size().min(pools.ports.size() / per_mandelbox);
     let fits = u32::try_from(fits).unwrap_or(u32::MAX);

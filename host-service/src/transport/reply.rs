@@ -42,6 +42,8 @@ pub(super) enum Refusal {
     TooLarge { limit_bytes: usize },
     #[error("too many large requests arrive at once; try again in a moment")]
     Busy,
+    #[error("too many requests from this address; try again in a moment")]
+    TooOften,
     #[error(transparent)]
     Failed(#[from] Failure),
 }
@@ -56,7 +58,7 @@ impl Refusal {
             Self::WrongMethod => StatusCode::METHOD_NOT_ALLOWED,
             Self::SlowHeader(_) | Self::SlowBody(_) => StatusCode::REQUEST_TIMEOUT,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Busy => StatusCode::TOO_MANY_REQUESTS,
+            Self::Busy | Self::TooOften => StatusCode::TOO_MANY_REQUESTS,
             Self::Failed(failure) => {
                 StatusCode::from_u16(failure.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
             }
@@ -73,7 +75,7 @@ impl Refusal {
             Self::WrongMethod => "wrong_method",
             Self::SlowHeader(_) | Self::SlowBody(_) => "too_slow",
             Self::TooLarge { .. } => "too_large",
-            Self::Busy => "too_many",
+            Self::Busy | Self::TooOften => "too_many",
             Self::Failed(failure) => failure.code(),
         }
     }
@@ -83,7 +85,7 @@ impl Refusal {
         match self {
             Self::Denied(Denied::NoKeys) => Some((RETRY_AFTER, COME_AGAIN_SECONDS)),
             Self::Denied(_) => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
-            Self::Busy | Self::Failed(Failure::TooMany | Failure::Unavailable(_)) => {
+            Self::Busy | Self::TooOften | Self::Failed(Failure::TooMany | Failure::Unavailable(_)) => {
                 Some((RETRY_AFTER, COME_AGAIN_SECONDS))
             }
             _ => None,

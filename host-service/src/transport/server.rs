@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
-use axum::Router;
+use axum::{Router, response::IntoResponse};
 use hyper::{
     Request,
     body::Incoming,
@@ -24,6 +24,7 @@ use tracing::Instrument;
 use super::{
     Limits,
     pace::{Pace, PaceLimits, Paced, Phase},
+    quota::{Quotas, Visitor},
     reply::Refusal,
 };
 
@@ -39,6 +40,7 @@ pub(super) struct Connections {
     pub tls: Arc<ServerConfig>,
     pub router: Router,
     pub limits: Limits,
+    pub quotas: Arc<Quotas>,
     pub tasks: TaskTracker,
     /// No new requests.
     pub stop: CancellationToken,
@@ -63,6 +65,7 @@ impl Connections {
             };
             match accepted {
                 Ok((stream, peer)) => {
+                    let Some(visitor) = self.quotas.admit(peer.ip()) else { continue };
                     let place = places.clone().try_acquire_owned().ok();
                     if place.is_none() && !full {
                         tracing::warn!(
@@ -72,7 +75,7 @@ impl Connections {
                     }
                     full = place.is_none();
                     if let Some(place) = place {
-                        self.spawn(stream, peer, place);
+                        self.spawn(stream, peer, visitor, place);
                     }
                 }
                 // The client's, who has gone again.
@@ -85,10 +88,16 @@ impl Connections {
         }
     }
 
-    fn spawn(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
+    fn spawn(
+        self: &Arc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        visitor: Visitor,
+        place: OwnedSemaphorePermit,
+    ) {
         let this = self.clone();
         let served = async move {
-            if let Some(Err(error)) = this.kill.run_until_cancelled(this.tcp(stream)).await {
+            if let Some(Err(error)) = this.kill.run_until_cancelled(this.tcp(stream, &visitor)).await {
                 tracing::debug!(error = %host_core::chain(&error), "a connection ended early");
             }
             drop(place);
@@ -96,27 +105,27 @@ impl Connections {
         self.tasks.spawn(served.instrument(tracing::info_span!("client", %peer)));
     }
 
-    async fn tcp(&self, stream: TcpStream) -> io::Result<()> {
+    async fn tcp(&self, stream: TcpStream, visitor: &Visitor) -> io::Result<()> {
         // A small answer must not wait for the acknowledgement of the one before.
         stream.set_nodelay(true)?;
         let deadline = Instant::now() + self.limits.handshake_timeout;
         if timeout_at(deadline, speaks_http(&stream)).await.map_err(|_| late())?? {
             return last_words(stream, Refusal::PlainHttp).await;
         }
-        self.serve(stream, deadline).await
+        self.serve(stream, visitor, deadline).await
     }
 
     /// A connection from the handshake, which has until `deadline`, to its end.
-    pub(super) async fn serve<S>(&self, stream: S, deadline: Instant) -> io::Result<()>
+    pub(super) async fn serve<S>(&self, stream: S, visitor: &Visitor, deadline: Instant) -> io::Result<()>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let handshake = TlsAcceptor::from(self.tls.clone()).accept(stream);
         let stream = timeout_at(deadline, handshake).await.map_err(|_| late())??;
-        self.http(stream).await
+        self.http(stream, visitor).await
     }
 
-    async fn http<S>(&self, stream: S) -> io::Result<()>
+    async fn http<S>(&self, stream: S, visitor: &Visitor) -> io::Result<()>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -124,10 +133,13 @@ impl Connections {
         let router = TowerToHyperService::new(self.router.clone());
         let service = service_fn(|request: Request<Incoming>| {
             pace.enter(Phase::Busy);
-            let answer = router.call(request);
+            let answer = visitor.may_ask().then(|| router.call(request));
             let pace = &pace;
             async move {
-                let answer = answer.await;
+                let answer = match answer {
+                    Some(answer) => answer.await,
+                    None => Ok(Refusal::TooOften.into_response()),
+                };
                 pace.enter(Phase::Idle);
                 answer
             }

@@ -1,12 +1,12 @@
 //! From the service's settings to this server's options.
 
-use std::sync::Arc;
+use std::{num::NonZeroU32, sync::Arc};
 
 use futures::FutureExt;
 use host_config::{AuthMode, AuthSettings, HttpSettings, Settings};
 use host_core::UserId;
 
-use super::{Auth, BuildError, Certificate, KeySource, Limits, OnRequest, Options, Served};
+use super::{Auth, BuildError, Certificate, KeySource, Limits, OnRequest, Options, Quota, Served};
 use crate::host::Host;
 
 impl TryFrom<&Settings> for Options {
@@ -16,6 +16,7 @@ impl TryFrom<&Settings> for Options {
         Ok(Self {
             listen: settings.http.listen,
             certificate: certificate(settings)?,
+            certificate_check: settings.http.certificate_check,
             auth: auth(&settings.auth)?,
             limits: Limits::from(&settings.http),
         })
@@ -71,6 +72,12 @@ impl From<&HttpSettings> for Limits {
             body_timeout: http.body_timeout,
             idle_timeout: http.idle_timeout,
             body_limit_bytes: usize::try_from(http.body_limit_bytes).unwrap_or(usize::MAX),
+            quota: Quota {
+                connections: NonZeroU32::new(http.max_connections_per_address),
+                connection_rate: NonZeroU32::new(http.connection_rate_per_address),
+                overall_rate: NonZeroU32::new(http.connection_rate),
+                request_rate: NonZeroU32::new(http.request_rate_per_address),
+            },
         }
     }
 }

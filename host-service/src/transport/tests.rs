@@ -23,6 +23,7 @@ const LIMITS: Limits = Limits {
     body_timeout: Duration::from_secs(10),
     idle_timeout: Duration::from_secs(60),
     body_limit_bytes: 1000,
+    quota: Quota { connections: None, connection_rate: None, overall_rate: None, request_rate: None },
 };
 const WAIT: Duration = Duration::from_secs(60);
 /// To the tick of the clock.
@@ -40,7 +41,7 @@ impl World {
         let scratch = tempfile::tempdir().unwrap();
         let directory = scratch.path().join("tls");
         let certificate = Certificate::Generated { directory: directory.clone(), addresses: Vec::new() };
-        let tls = Arc::new(tls::config(&certificate).unwrap());
+        let tls = Arc::new(tls::config(&certificate).unwrap().0);
         let limits = LobbyLimits { max_waiting: 10, wait: WAIT, answer_again: WAIT };
         let handler = Handler {
             lobby: Lobby::new(limits),
@@ -53,6 +54,7 @@ impl World {
             tls,
             router: router(handler),
             limits: LIMITS,
+            quotas: Quotas::new(LIMITS.quota),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             kill: CancellationToken::new(),
@@ -71,7 +73,8 @@ impl World {
         let connections = self.connections.clone();
         self.served.spawn(async move {
             let deadline = Instant::now() + LIMITS.handshake_timeout;
-            connections.serve(far, deadline).await
+            let visitor = connections.quotas.admit([127, 0, 0, 1].into()).unwrap();
+            connections.serve(far, &visitor, deadline).await
         });
         near
     }
@@ -191,9 +194,10 @@ async fn a_client_that_does_not_read_is_given_up() {
     let mut world = World::new();
     let (near, far) = duplex(600); // hardly more than one answer
     let connections = world.connections.clone();
-    world
-        .served
-        .spawn(async move { connections.serve(far, Instant::now() + LIMITS.handshake_timeout).await });
+    world.served.spawn(async move {
+        let visitor = connections.quotas.admit([127, 0, 0, 1].into()).unwrap();
+        connections.serve(far, &visitor, Instant::now() + LIMITS.handshake_timeout).await
+    });
     let mut client = Client::connect(&world.connector, near).await.unwrap();
     let began = Instant::now();
     let flood = async {

@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, RwLock},
     time::{Duration, SystemTime},
 };
 
@@ -15,7 +15,10 @@ use rustls::{
     RootCertStore, ServerConfig,
     client::{WebPkiServerVerifier, danger::ServerCertVerifier},
     crypto::{CryptoProvider, ring::default_provider},
+    sign::CertifiedKey,
 };
+
+use super::reload::{Files, Reload, Shown};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem, pem::PemObject};
 
 /// How long a certificate made here is valid: longer than any host lives without a restart.
@@ -67,6 +70,9 @@ pub enum CertificateError {
         /// Why.
         source: rustls::Error,
     },
+    /// TLS itself cannot be set up.
+    #[error("TLS cannot be set up")]
+    Tls(#[from] rustls::Error),
     /// A certificate cannot be made.
     #[error("a self-signed certificate could not be made")]
     NotMade(#[from] rcgen::Error),
@@ -81,14 +87,16 @@ pub enum CertificateError {
 }
 
 /// A chain with its key, and where they are.
-struct Pair {
+pub(super) struct Pair {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
     paths: (PathBuf, PathBuf),
 }
 
-/// TLS 1.2 and 1.3 for HTTP/1.1.
-pub(super) fn config(certificate: &Certificate) -> Result<ServerConfig, CertificateError> {
+/// TLS 1.2 and 1.3 for HTTP/1.1; and what keeps the certificate that of its files, where it is from files.
+pub(super) fn config(certificate: &Certificate) -> Result<(ServerConfig, Option<Reload>), CertificateError> {
+    // Before they are read: what changes meanwhile is read again.
+    let files = Files::of(certificate);
     let pair = match certificate {
         Certificate::Files { certificate, key } => {
             warn_if_shared(key);
@@ -96,16 +104,15 @@ pub(super) fn config(certificate: &Certificate) -> Result<ServerConfig, Certific
         }
         Certificate::Generated { directory, addresses } => generated(directory, addresses)?,
     };
-    tracing::info!(
-        certificate = %pair.paths.0.display(),
-        sha256 = pair.chain.first().map(|first| fingerprint(first)),
-        "TLS certificate"
-    );
-    pair.config()
+    let shown = Arc::new(Shown(RwLock::new(pair.certified()?)));
+    let config = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+    let mut config = config?.with_no_client_auth().with_cert_resolver(shown.clone());
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok((config, files.map(|files| Reload { files, shown })))
 }
 
 impl Pair {
-    fn read(
+    pub(super) fn read(
         certificate: (&'static str, &Path),
         key: (&'static str, &Path),
     ) -> Result<Self, CertificateError> {
@@ -126,15 +133,14 @@ impl Pair {
         Ok(Self { chain, key: of, paths: (certificate.1.to_owned(), key.1.to_owned()) })
     }
 
-    fn config(self) -> Result<ServerConfig, CertificateError> {
+    pub(super) fn certified(self) -> Result<Arc<CertifiedKey>, CertificateError> {
         let (certificate, key) = self.paths;
-        let unusable = |source| CertificateError::Unusable { certificate, key, source };
-        let config = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
-        let mut config = config
-            .and_then(|config| config.with_no_client_auth().with_single_cert(self.chain, self.key))
-            .map_err(unusable)?;
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(config)
+        let sha256 = self.chain.first().map(|first| fingerprint(first));
+        let place = certificate.display().to_string();
+        let made = CertifiedKey::from_der(self.chain, self.key, &provider());
+        let made = made.map_err(|source| CertificateError::Unusable { certificate, key, source })?;
+        tracing::info!(certificate = place, sha256, "TLS certificate");
+        Ok(Arc::new(made))
     }
 
     /// Whether a client that trusts it would take it for all `names`, now and for a while.
@@ -154,8 +160,7 @@ impl Pair {
         let later = UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs()) + RENEW);
         let takes = |name, time| verifier.verify_server_cert(first, &[], name, &[], time).is_ok();
         names.iter().all(|name| takes(name, now) && takes(name, later))
-            && rustls::sign::CertifiedKey::from_der(self.chain.clone(), self.key.clone_key(), &provider())
-                .is_ok()
+            && CertifiedKey::from_der(self.chain.clone(), self.key.clone_key(), &provider()).is_ok()
     }
 }
 
@@ -238,7 +243,7 @@ fn write(path: &Path, content: &[u8]) -> io::Result<()> {
 }
 
 /// A key that was given may be shared with a group on purpose, but not with everybody.
-fn warn_if_shared(key: &Path) {
+pub(super) fn warn_if_shared(key: &Path) {
     if fs::metadata(key).is_ok_and(|of| of.mode() & 0o007 != 0) {
         tracing::warn!(key = %key.display(), "everybody on this machine can read http.key: chmod o= it");
     }

@@ -38,7 +38,6 @@ async fn every_fact_is_the_instances() {
         instance_type: "g4dn.xlarge".into(),
         ip: "203.0.113.7".into(),
         commit: "abc".into(),
-        capacity: 0,
     };
     assert_eq!(facts, expected);
     assert_eq!(imds.tokens(), 1, "one session is enough");

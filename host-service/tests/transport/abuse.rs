@@ -1,10 +1,14 @@
 //! What clients must not be able to do.
 
+use std::num::NonZeroU32;
+
 use host_core::UserId;
+use host_service::transport::{Limits, Quota};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpSocket,
     runtime::Runtime,
     task::JoinSet,
 };
@@ -141,10 +145,7 @@ async fn a_thousand_clients_at_once_each_have_their_own_answer() {
 
 #[tokio::test]
 async fn connections_over_the_limit_are_closed_at_once_and_places_come_back() {
-    let setup = Setup {
-        limits: host_service::transport::Limits { max_connections: 2, ..LIMITS },
-        ..Setup::default()
-    };
+    let setup = Setup { limits: Limits { max_connections: 2, ..LIMITS }, ..Setup::default() };
     let world = World::with(setup).await;
     let (mut first, second) = (world.connect().await, world.connect().await);
     let mut third = world.dial().await;
@@ -214,4 +215,80 @@ fn any_bytes_have_a_well_formed_answer() {
         let known = matches!(said.refused(), (400, "malformed") | (408, "not_allocated"));
         prop_assert!(known, "{said:?}");
     });
+}
+
+/// Not every machine lets one process have that many open files; then it is as many as there may be.
+fn many_files() -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+    let most = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |most| usize::try_from(most).unwrap());
+    10_000.min(most.saturating_sub(1000))
+}
+
+#[tokio::test]
+async fn ten_thousand_idle_connections_of_one_address_harm_nobody_else() {
+    let quota = Quota { connections: NonZeroU32::new(64), ..LIMITS.quota };
+    let limits = Limits { max_connections: 100, quota, ..LIMITS };
+    let world = World::with(Setup { limits, ..Setup::default() }).await;
+    let count = many_files();
+    let mut idle = Vec::new();
+    for _ in 0..count {
+        idle.push(world.dial().await);
+    }
+    // Another address of this machine.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let stream = within(socket.connect(world.address)).await.unwrap();
+    let mut other = world.handshake(stream).await.unwrap();
+    assert_eq!(other.ask("GET", "/", "", b"").await.status, 404, "with {count} idle connections of another");
+    let last = within(idle.last_mut().unwrap().read(&mut [0; 1])).await;
+    assert!(matches!(last, Ok(0) | Err(_)), "{last:?}");
+    drop(idle);
+    within(async {
+        loop {
+            let stream = world.dial().await;
+            if world.handshake(stream).await.is_ok() {
+                break; // its places came back
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_address_that_asks_too_often_is_told_429() {
+    let quota = Quota { request_rate: NonZeroU32::new(1), ..LIMITS.quota };
+    let world = World::with(Setup { limits: Limits { quota, ..LIMITS }, ..Setup::default() }).await;
+    let mut client = world.connect().await;
+    let mut told = Vec::new();
+    for _ in 0..50 {
+        told.push(client.ask("GET", "/", "", b"").await);
+    }
+    assert_eq!(told[0].status, 404);
+    let refused = told.iter().find(|said| said.status == 429).expect("a limit");
+    assert_eq!(refused.refused(), (429, "too_many"));
+    assert!(refused.head.contains("retry-after"), "{refused:?}");
+}
+
+#[tokio::test]
+async fn handshakes_that_never_end_take_no_more_than_their_time() {
+    let limits =
+        Limits { max_connections: 20, handshake_timeout: std::time::Duration::from_millis(300), ..LIMITS };
+    let world = World::with(Setup { limits, ..Setup::default() }).await;
+    let mut stalled = Vec::new();
+    for _ in 0..20 {
+        let mut stream = world.dial().await;
+        stream.write_all(&[22, 3, 1, 2, 0, 1]).await.unwrap();
+        stalled.push(stream);
+    }
+    within(async {
+        loop {
+            let stream = world.dial().await;
+            if world.handshake(stream).await.is_ok() {
+                break;
+            }
+        }
+    })
+    .await;
 }

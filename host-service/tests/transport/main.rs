@@ -7,6 +7,7 @@ mod contract;
 mod issuer;
 mod keys;
 mod life;
+mod renewal;
 mod secrets;
 mod tokens;
 mod world;

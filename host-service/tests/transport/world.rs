@@ -5,7 +5,7 @@ use std::{fs, future::Future, io, net::SocketAddr, path::Path, sync::Arc, time::
 use host_core::secret::AesKey;
 use host_service::{
     lobby::{Answer, Lobby, LobbyLimits, Outcome, Seat, StartupData},
-    transport::{Auth, Certificate, KeySource, Limits, OnRequest, Options, Server},
+    transport::{Auth, Certificate, KeySource, Limits, OnRequest, Options, Quota, Server},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -30,7 +30,11 @@ pub(crate) const LIMITS: Limits = Limits {
     body_timeout: Duration::from_secs(10),
     idle_timeout: Duration::from_secs(60),
     body_limit_bytes: 1 << 20,
+    quota: Quota { connections: None, connection_rate: None, overall_rate: None, request_rate: None },
 };
+
+/// How soon a new certificate is seen.
+pub(crate) const CHECK: Duration = Duration::from_millis(20);
 
 /// What a test may have otherwise.
 pub(crate) struct Setup {
@@ -131,7 +135,7 @@ pub(crate) fn trusted(issuer: &Issuer, directory: &Path) -> Auth {
 
 pub(crate) fn options(directory: &Path, auth: Auth, limits: Limits) -> Options {
     let certificate = Certificate::Generated { directory: directory.to_owned(), addresses: Vec::new() };
-    Options { listen: "127.0.0.1:0".parse().unwrap(), certificate, auth, limits }
+    Options { listen: "127.0.0.1:0".parse().unwrap(), certificate, certificate_check: CHECK, auth, limits }
 }
 
 pub(crate) fn answer() -> Outcome {

@@ -88,8 +88,6 @@ pub struct Instance {
     pub status: InstanceStatus,
     /// Its address.
     pub ip: String,
-    /// Its capacity.
-    pub capacity: u32,
     /// The last one reported; `None` where there was none yet and the rows can tell.
     pub heartbeat: Option<Heartbeat>,
 }
@@ -221,7 +219,6 @@ fn facts() -> Step<InstanceFacts> {
         instance_type: "g4dn.xlarge".to_owned(),
         ip: "192.0.2.1".to_owned(),
         commit: "0123456789abcdef0123456789abcdef01234567".to_owned(),
-        capacity: 3,
     })
 }
 
@@ -252,5 +249,6 @@ fn heartbeat(n: i64) -> Heartbeat {
         memory_remaining_kb: 31_577_212 + n,
         nanocpus_remaining: 7_997_643_688 + n,
         gpu_vram_remaining_kb: 15_472_256 + n,
+        capacity: 3 + u32::try_from(n).unwrap_or_default(),
     }
 }

@@ -287,6 +287,5 @@ fn instance() -> Option<Arc<InstanceFacts>> {
         instance_type: "g4dn.xlarge".to_owned(),
         ip: "192.0.2.1".to_owned(),
         commit: "0123456".to_owned(),
-        capacity: 3,
     }))
 }

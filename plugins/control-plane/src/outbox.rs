@@ -59,6 +59,8 @@ struct Tries {
     pause: Duration,
     /// Since when.
     refused: Vec<(Entry, Instant)>,
+    /// What people know of it.
+    told: Option<(Entry, String)>,
 }
 
 impl Outbox {
@@ -134,6 +136,9 @@ impl Outbox {
             if self.queue.len() < before {
                 tries.pause = PAUSES.0;
                 self.look();
+            }
+            if let Some(Stuck { entry: Entry { mandelbox, write, .. }, error }) = tries.news(&stuck) {
+                tracing::warn!(%mandelbox, ?write, error = %chain(error), "a queued status does not go through; trying on");
             }
             for hopeless in tries.are_over(stuck) {
                 self.give_up(hopeless).await;
@@ -256,7 +261,16 @@ impl Outbox {
 
 impl Tries {
     fn new() -> Self {
-        Self { pause: PAUSES.0, refused: Vec::new() }
+        Self { pause: PAUSES.0, refused: Vec::new(), told: None }
+    }
+
+    /// The first of these, unless it is what was told last.
+    fn news<'a>(&mut self, stuck: &'a [Stuck]) -> Option<&'a Stuck> {
+        let first = stuck.first();
+        let told = first.map(|stuck| (stuck.entry.clone(), chain(&stuck.error)));
+        let is_known = told == self.told;
+        self.told = told;
+        first.filter(|_| !is_known)
     }
 
     /// What of this has been refused for too long.

@@ -141,7 +141,6 @@ mod tests {
             instance_type: "g4dn.xlarge".into(),
             ip: "192.0.2.1".into(),
             commit: "abcdef".into(),
-            capacity: 3,
         }
     }
 

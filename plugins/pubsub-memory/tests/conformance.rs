@@ -42,7 +42,7 @@ impl ControlPlane for Memory {
         let row = self.0.instance(instance);
         Ok(row.map(|row| {
             let facts = row.facts.unwrap();
-            Instance { status: row.status, ip: facts.ip, capacity: facts.capacity, heartbeat: row.heartbeat }
+            Instance { status: row.status, ip: facts.ip, heartbeat: row.heartbeat }
         }))
     }
 

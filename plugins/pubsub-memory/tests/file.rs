@@ -25,7 +25,6 @@ fn facts(commit: &str) -> InstanceFacts {
         instance_type: "g4dn.xlarge".to_owned(),
         ip: "192.0.2.1".to_owned(),
         commit: commit.to_owned(),
-        capacity: 1,
     }
 }
 

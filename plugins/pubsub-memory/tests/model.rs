@@ -185,7 +185,6 @@ fn facts(host: usize) -> InstanceFacts {
         instance_type: "g4dn.xlarge".to_owned(),
         ip: "192.0.2.1".to_owned(),
         commit: "0123456".to_owned(),
-        capacity: 1,
     }
 }
 

@@ -100,7 +100,7 @@ async fn write(
         (&facts.image_id, Type::TEXT),
         (&facts.instance_type, Type::TEXT),
         (&facts.cloud_id, Type::TEXT),
-        (&i64::from(facts.capacity), Type::INT8),
+        (&i64::from(beat.capacity), Type::INT8),
         (&beat.at_ms, Type::INT8),
         (&beat.memory_remaining_kb, Type::INT8),
         (&beat.nanocpus_remaining, Type::INT8),

@@ -102,13 +102,15 @@ pub(crate) async fn deliver(database: &Database, entry: &Entry) -> Result<()> {
 
 pub(crate) async fn heartbeat(database: &Database, instance: &InstanceName, beat: &Heartbeat) -> Result<()> {
     const SQL: &str = "UPDATE cloud.instance_info SET last_updated_utc_unix_ms = $2, memory_remaining_kb = $3, \
-                       nanocpus_remaining = $4, gpu_vram_remaining_kb = $5 WHERE instance_name = $1";
+                       nanocpus_remaining = $4, gpu_vram_remaining_kb = $5, mandelbox_capacity = $6 \
+                       WHERE instance_name = $1";
     let parameters: crate::database::Parameters<'_> = &[
         (&instance.as_str(), Type::TEXT),
         (&beat.at_ms, Type::INT8),
         (&beat.memory_remaining_kb, Type::INT8),
         (&beat.nanocpus_remaining, Type::INT8),
         (&beat.gpu_vram_remaining_kb, Type::INT8),
+        (&i64::from(beat.capacity), Type::INT8),
     ];
     database.query("writing a heartbeat", SQL, parameters).await.map(drop)
 }

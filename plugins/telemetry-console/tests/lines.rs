@@ -110,7 +110,6 @@ fn a_line_for_machines_has_every_key() {
         instance_type: "g4dn.xlarge".to_owned(),
         ip: "192.0.2.1".to_owned(),
         commit: "0123456".to_owned(),
-        capacity: 1,
     };
     let fields = json!({"mandelbox": "m-1", "ports": {"32262": 1025}});
     let record = Record { instance: Some(Arc::new(facts)), ..record(Level::Warn, "slow", fields.clone()) };

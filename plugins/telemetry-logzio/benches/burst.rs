@@ -1,6 +1,11 @@
 //! What records cost with two plugins attached, and whether a burst is lost: 50,000 records a second for ten seconds, to a
 //! listener that takes its time for each answer. `cargo bench -p telemetry-logzio`.
-#![allow(missing_docs, reason = "a program")]
+#![allow(
+    missing_docs,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a program that prints, and ends at what goes wrong"
+)]
 
 use std::{
     hint::black_box,
@@ -31,7 +36,8 @@ fn main() {
         spool: spool.path().to_owned(),
         ..Config::default()
     });
-    let sentry = Sentry::new(&telemetry_sentry::Config { dsn: Some(server.dsn().into()), ..Default::default() });
+    let sentry =
+        Sentry::new(&telemetry_sentry::Config { dsn: Some(server.dsn().into()), ..Default::default() });
     let plugins: [Arc<dyn Telemetry>; 2] = [Arc::new(logzio.unwrap()), Arc::new(sentry.unwrap())];
 
     let begun = Instant::now();
@@ -56,7 +62,12 @@ fn main() {
     let flushed = Instant::now();
     runtime.block_on(plugins[0].flush(Duration::from_secs(120))).unwrap();
     let arrived = server.arrived(|arrived| arrived.lines.len());
-    println!("delivered {:.2?} later: {arrived}, dropped {} and {}", flushed.elapsed(), plugins[0].dropped(), plugins[1].dropped());
+    println!(
+        "delivered {:.2?} later: {arrived}, dropped {} and {}",
+        flushed.elapsed(),
+        plugins[0].dropped(),
+        plugins[1].dropped()
+    );
 }
 
 fn record(n: u32) -> Arc<Record> {

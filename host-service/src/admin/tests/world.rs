@@ -145,7 +145,6 @@ pub(super) fn facts() -> InstanceFacts {
         instance_type: "laptop".into(),
         ip: "127.0.0.1".into(),
         commit: "0".into(),
-        capacity: 3,
     }
 }
 

@@ -165,7 +165,6 @@ fn shared(scratch: &TempDir, settings: &[&str], sim: Arc<Sim>, pubsub: Arc<Memor
     Shared {
         profile: loaded.profile,
         facts: Arc::new(host_core::pubsub::InstanceFacts {
-            capacity: 54,
             ..crate::identity::from_settings(&loaded).unwrap()
         }),
         runtime: sim,

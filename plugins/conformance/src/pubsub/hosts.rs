@@ -33,7 +33,6 @@ async fn registration_makes_the_host_active(plane: &dyn ControlPlane) -> Verdict
     stage.insert_instance(InstanceStatus::PreConnection).await?;
     let mut watcher = stage.watch().await?;
     stage.facts.ip = "198.51.100.7".to_owned();
-    stage.facts.capacity = 12;
     let beat = heartbeat(5);
     let answer = stage.pubsub.register(&stage.facts, &beat).await?;
     ensure!(answer == Registered::Active, "the answer is {answer:?}");
@@ -41,7 +40,7 @@ async fn registration_makes_the_host_active(plane: &dyn ControlPlane) -> Verdict
         return Err(Unmet::Broken("the row is gone".to_owned()));
     };
     ensure!(row.status == InstanceStatus::Active, "the row says {}", row.status);
-    ensure!((row.ip.as_str(), row.capacity) == ("198.51.100.7", 12), "the row has {row:?}");
+    ensure!(row.ip == "198.51.100.7", "the row has {row:?}");
     ensure!(row.heartbeat == Some(beat), "{beat:?} was written as {:?}", row.heartbeat);
     watcher.until(|state| state.instance == Some(InstanceStatus::Active)).await?;
     Ok(())

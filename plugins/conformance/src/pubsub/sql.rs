@@ -69,12 +69,12 @@ fn read_instance(row: &Row) -> Result<Instance, PluginError> {
     Ok(Instance {
         status: known(InstanceStatus::parse(row.get(0)))?,
         ip: row.get(1),
-        capacity: u32::try_from(row.get::<_, i64>(2)).map_err(failed)?,
         heartbeat: Some(Heartbeat {
-            at_ms: row.get(3),
-            memory_remaining_kb: row.get(4),
-            nanocpus_remaining: row.get(5),
-            gpu_vram_remaining_kb: row.get(6),
+            at_ms: row.get(2),
+            memory_remaining_kb: row.get(3),
+            nanocpus_remaining: row.get(4),
+            gpu_vram_remaining_kb: row.get(5),
+            capacity: u32::try_from(row.get::<_, i64>(6)).map_err(failed)?,
         }),
     })
 }
@@ -102,20 +102,10 @@ impl<H: Host> ControlPlane for Sql<H> {
         facts: &InstanceFacts,
         status: InstanceStatus,
     ) -> Result<(), PluginError> {
-        let InstanceFacts { name, cloud_id, image_id, region, instance_type, ip, commit, capacity } = facts;
+        let InstanceFacts { name, cloud_id, image_id, region, instance_type, ip, commit } = facts;
         self.change(
-            "INSERT INTO cloud.instance_info VALUES ($1, $2, $3, $4, $5, $6, 1, 0, $7, 0, $8, 0, 0, $9)",
-            &[
-                ip,
-                region,
-                image_id,
-                instance_type,
-                cloud_id,
-                commit,
-                &name.as_str(),
-                &i64::from(*capacity),
-                &status.as_str(),
-            ],
+            "INSERT INTO cloud.instance_info VALUES ($1, $2, $3, $4, $5, $6, 1, 0, $7, 0, 0, 0, 0, $8)",
+            &[ip, region, image_id, instance_type, cloud_id, commit, &name.as_str(), &status.as_str()],
         )
         .await
     }
@@ -130,8 +120,8 @@ impl<H: Host> ControlPlane for Sql<H> {
     }
 
     async fn instance(&self, instance: &InstanceName) -> Result<Option<Instance>, PluginError> {
-        let sql = "SELECT status, ip, mandelbox_capacity, last_updated_utc_unix_ms, memory_remaining_kb, \
-                   nanocpus_remaining, gpu_vram_remaining_kb FROM cloud.instance_info WHERE instance_name = $1";
+        let sql = "SELECT status, ip, last_updated_utc_unix_ms, memory_remaining_kb, nanocpus_remaining, \
+                   gpu_vram_remaining_kb, mandelbox_capacity FROM cloud.instance_info WHERE instance_name = $1";
         self.run(sql, &[&instance.as_str()]).await?.first().map(read_instance).transpose()
     }
 

@@ -183,6 +183,20 @@ async fn what_was_accepted_is_seen_as_done() {
     assert_eq!(seen, [("a", "DYING"), ("c", "RUNNING")]);
 }
 
+#[test]
+fn what_is_stuck_is_told_once_for_each_reason() {
+    let stuck = |id: &str, why: &str| {
+        let (mandelbox, write) = (id.parse().unwrap(), Write::Remove);
+        let entry = Entry { instance: host(), mandelbox, created_ms: None, write };
+        vec![Stuck { entry, error: PluginError::new(ErrorKind::Timeout, why) }]
+    };
+    let mut tries = Tries::new();
+    let mut is_told = |stuck: Vec<Stuck>| tries.news(&stuck).is_some();
+    assert_eq!([is_told(stuck("a", "late")), is_told(stuck("a", "late"))], [true, false]);
+    assert_eq!([is_told(stuck("a", "gone")), is_told(stuck("b", "gone"))], [true, true]);
+    assert_eq!([is_told(Vec::new()), is_told(stuck("b", "gone"))], [false, true]);
+}
+
 /// One whose every refusal may pass.
 struct Passing;
 

@@ -134,7 +134,13 @@ pub(crate) fn now_ms() -> i64 {
 }
 
 pub(crate) fn beat() -> Heartbeat {
-    Heartbeat { at_ms: now_ms(), memory_remaining_kb: 1, nanocpus_remaining: 2, gpu_vram_remaining_kb: 3 }
+    Heartbeat {
+        at_ms: now_ms(),
+        memory_remaining_kb: 1,
+        nanocpus_remaining: 2,
+        gpu_vram_remaining_kb: 3,
+        capacity: 3,
+    }
 }
 
 pub(crate) fn facts(name: &str) -> InstanceFacts {
@@ -146,7 +152,6 @@ pub(crate) fn facts(name: &str) -> InstanceFacts {
         instance_type: "g4dn.xlarge".into(),
         ip: "192.0.2.1".into(),
         commit: "abc".into(),
-        capacity: 3,
     }
 }
 
