@@ -7,7 +7,7 @@
 //!                                                   └ one supervisor thread: starts, reads, starts again
 //! ```
 //!
-//! [`Calls`](calls) holds what is waited for, by the host's ids: whatever a plugin completes is looked up there, so what
+//! `Calls` holds what is waited for, by the host's ids: whatever a plugin completes is looked up there, so what
 //! comes late, twice or for no call at all is counted and has no other effect. No lock is held while the other side runs.
 //! A library is never unloaded.
 

@@ -6,7 +6,7 @@
 //!                                            or by a Frame
 //! ```
 //!
-//! [`interfaces`] lists every method of the four traits once; the host's [`Remote`] and the plugin's [`serve`] are both
+//! `interfaces.rs` lists every method of the four traits once; the host's [`Remote`] and the plugin's [`serve`] are both
 //! generated from that list. A method's number is never used again, its request is a map of its named arguments, and an
 //! argument that is added has a default: see README.md for what may change.
 

@@ -1,6 +1,6 @@
 //! For authors of plugins: implement a trait, export the plugin, build a `cdylib`.
 //!
-//! ```ignore
+//! ```text
 //! use host_plugin_sdk::prelude::*;
 //!
 //! #[derive(Deserialize, Default)]
