@@ -78,6 +78,7 @@ bench: ## what it costs; docs/performance.md
 	$(CARGO) bench --package host-tests
 	$(CARGO) bench --package pubsub-postgres
 	$(CARGO) bench --package gpu-nvml --bench gpus
+	$(CARGO) bench --package telemetry-logzio
 
 upload: ## a release archive, copied to UPLOAD_TARGET: a directory or s3://BUCKET/PREFIX
 	@scripts/upload.sh

@@ -24,6 +24,7 @@ pub mod client;
 pub mod deadline;
 pub mod death;
 pub mod doctor;
+mod environment;
 pub mod files;
 pub mod host;
 pub mod identity;

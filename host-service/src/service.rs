@@ -31,6 +31,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     deadline::within,
     death::{self, Life},
+    environment,
     host::{Condition, DrainOrder, Host, Parts},
     identity, interruption,
     lobby::{Lobby, LobbyLimits},
@@ -99,10 +100,14 @@ impl Standing {
 /// It could not start, or could not end cleanly. Telemetry was told.
 pub async fn run(loaded: Loaded, options: RunOptions) -> anyhow::Result<()> {
     raise_file_limit();
+    let forgotten = environment::forget_configuration();
     keep_memory_private();
     let registry = plugins::registry(&loaded);
     let telemetry = telemetry(&registry, &loaded).await?;
     telemetry.install(&loaded.settings.telemetry.filter).context("telemetry.filter")?;
+    if let Err(error) = forgotten {
+        tracing::warn!(error = %host_core::chain(&error), "the process's environment still shows what is configured there");
+    }
     let (flush, state) = (loaded.settings.telemetry.flush, loaded.settings.paths.state.clone());
     let power_off = loaded.settings.drain.power_off.clone();
     let standing = Standing::default();
