@@ -17,7 +17,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::host::Host;
+use crate::{host::Host, telemetry::Dispatch};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByStage {
@@ -48,6 +48,7 @@ pub struct Metrics {
     ended: Family<ByReason, Counter>,
     up: Family<ByComponent, Gauge>,
     collector_failures: Family<ByComponent, Counter>,
+    telemetry: Option<Dispatch>,
 }
 
 impl Default for Metrics {
@@ -61,6 +62,7 @@ impl Default for Metrics {
             ended: Family::default(),
             up: Family::default(),
             collector_failures: Family::default(),
+            telemetry: None,
         };
         metrics.register();
         metrics
@@ -68,6 +70,11 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// They also tell how many records `telemetry` had to drop.
+    pub fn with_telemetry(telemetry: Dispatch) -> Self {
+        Self { telemetry: Some(telemetry), ..Self::default() }
+    }
+
     fn register(&mut self) {
         let r = &mut self.registry;
         let seconds = Unit::Seconds;
@@ -131,7 +138,16 @@ impl Metrics {
     /// Never in practice: it is written to memory.
     pub fn text(&self, host: &Host) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
-        encode_registry(&mut text, &gauges(host).0)?;
+        let mut gauges = gauges(host);
+        if let Some(telemetry) = &self.telemetry {
+            let dropped = usize::try_from(telemetry.dropped()).unwrap_or(usize::MAX);
+            gauges.one(
+                "telemetry_dropped_records",
+                "Records that telemetry plugins had no room for, since the start",
+                count(dropped),
+            );
+        }
+        encode_registry(&mut text, &gauges.0)?;
         encode_registry(&mut text, &self.registry)?;
         encode_eof(&mut text)?;
         Ok(text)

@@ -221,7 +221,7 @@ impl Service {
             board: Arc::new(Board::default()),
             root: root.clone(),
             records: records.clone(),
-            metrics: Arc::new(Metrics::default()),
+            metrics: Arc::new(Metrics::with_telemetry(telemetry.clone())),
             seccomp: seccomp(&settings.mandelbox.seccomp)?,
             hurry: CancellationToken::new(),
             settled: Notify::new(),

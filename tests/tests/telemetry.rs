@@ -200,6 +200,8 @@ async fn a_sink_that_hangs_does_not_hold_up_the_end() -> Result<()> {
     let world = World::new().await?;
     let service = world.host()?.set("telemetry.flush=1s").start().await?;
     [&world.sentry, &world.logzio].iter().for_each(|sink| sink.set(Mood::Stalls));
+    let (_, metrics) = service.probe("/metrics").await?;
+    ensure!(metrics.contains("host_service_telemetry_dropped_records 0"), "{metrics}");
     let ending = std::time::Instant::now();
     service.end_cleanly().await?;
     ensure!(ending.elapsed() < Duration::from_secs(20), "it took {:?}", ending.elapsed());
