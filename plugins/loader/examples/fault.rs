@@ -56,6 +56,7 @@ impl Fault {
                 overflow(0);
             }
             Self::Exit => exit(),
+            #[expect(clippy::disallowed_methods, reason = "the fault that is wanted")]
             Self::Abort => std::process::abort(),
         }
     }
