@@ -7,12 +7,12 @@ use std::{
     sync::Arc,
 };
 
-use host_config::Loaded;
+use host_config::{ConfigError, Loaded};
 use host_core::{
-    ErrorKind, PluginError,
+    ErrorKind, PluginError, chain,
     registry::{Context, Plugin, Plugins, Registry, Role},
 };
-use host_plugin_loader::{Loader, Runner};
+use host_plugin_loader::{Interface, Loader, Runner};
 use secrecy::SecretString;
 
 /// Some plugins execute this program again, for processes beside the service. If this one is such a process: is it, to
@@ -70,6 +70,32 @@ pub(crate) fn registry(loaded: &Loaded) -> Registry {
             loader.telemetry(name)
         }),
     }
+}
+
+/// What is wrong with the libraries that `loaded` names, or with their sections: each is asked in a process of its own.
+/// Blocks.
+pub(crate) fn check_libraries(loaded: &Loaded) -> Vec<ConfigError> {
+    let (settings, loader, built_in) = (&loaded.settings, loader(loaded), built_in());
+    let is_built_in = |interface, name: &str| match interface {
+        Interface::Runtime => built_in.runtimes.get(name).is_some(),
+        Interface::Gpu => built_in.gpus.get(name).is_some(),
+        Interface::PubSub => built_in.pubsubs.get(name).is_some(),
+        Interface::Telemetry => built_in.telemetries.get(name).is_some(),
+    };
+    let single = [
+        (Interface::Runtime, &settings.runtime.plugin),
+        (Interface::Gpu, &settings.gpu.plugin),
+        (Interface::PubSub, &settings.pubsub.plugin),
+    ];
+    let telemetries = settings.telemetry.plugins.iter().map(|name| (Interface::Telemetry, name));
+    let wrong = |(interface, name): (Interface, &String)| {
+        let kind = interface.to_string();
+        let error = loader.check(interface, name, &loaded.section(&kind, name)).err()?;
+        Some(loaded.error_at(&format!("{kind}.{name}"), chain(&error)))
+    };
+    let libraries =
+        single.into_iter().chain(telemetries).filter(|(interface, name)| !is_built_in(*interface, name));
+    libraries.filter_map(wrong).collect()
 }
 
 /// And those that are named, not compiled in, and there as a file.

@@ -191,8 +191,8 @@ pub(crate) struct PluginNewArgs {
     /// In which language
     #[arg(long, value_enum)]
     pub(crate) lang: Language,
-    /// For Rust: the source of this host service, where the SDK is
-    #[arg(long, value_name = "DIR", required_if_eq("lang", "rust"))]
+    /// For Rust: the source of this host service, where the SDK is; without, the one around this directory or program
+    #[arg(long, value_name = "DIR")]
     pub(crate) sdk: Option<PathBuf>,
 }
 

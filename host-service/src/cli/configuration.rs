@@ -88,8 +88,9 @@ fn tell(origin: &Origin) -> String {
     origin.to_string().replace(char::is_control, "?")
 }
 
-/// `config check`: loading has checked everything.
+/// `config check`: loading has checked everything but what only a plugin's library knows.
 pub(crate) fn check(loaded: &Loaded, out: &mut Out) -> Result<(), Failure> {
+    ConfigErrors::check(plugins::check_libraries(loaded))?;
     let settings = &loaded.settings;
     out.line(format_args!(
         "{GREEN}fine:{GREEN:#} profile {}, runtime {}, gpu {}, pubsub {}, telemetry {}",

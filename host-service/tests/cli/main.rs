@@ -1,6 +1,7 @@
 //! The command line as its users meet it: the real binary, its exit codes, its two outputs.
 #![cfg(test)]
 
+mod plugins;
 mod support;
 
 use std::fs;

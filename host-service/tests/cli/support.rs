@@ -39,6 +39,11 @@ impl Scratch {
         Self(tempfile::tempdir().unwrap())
     }
 
+    /// Where nobody else may write, as plugins want it.
+    pub(crate) fn trusted() -> Self {
+        Self(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap())
+    }
+
     pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }
@@ -55,9 +60,11 @@ impl Scratch {
             .env("HOST_SERVICE__PATHS__ROOT", self.path().join("root"))
             .env("HOST_SERVICE__PATHS__STATE", self.path().join("state"))
             .env("HOST_SERVICE__PATHS__LOGS", self.path().join("logs"))
+            .env("HOST_SERVICE__PATHS__PLUGINS", self.path().join("plugins"))
             .env("HOST_SERVICE__HTTP__LISTEN", "127.0.0.1:0")
             .env("HOST_SERVICE__METRICS__LISTEN", "127.0.0.1:0")
             .args(arguments)
+            .current_dir(self.path())
             .stdin(Stdio::null());
         command
     }

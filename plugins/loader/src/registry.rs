@@ -17,7 +17,7 @@ use host_core::{
     runtime::Runtime,
     telemetry::Telemetry,
 };
-use host_plugin_protocol::{Caller, Interface, Remote, constants, decode_error};
+use host_plugin_protocol::{Caller, Encoding, Interface, Remote, constants, decode_error};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -152,19 +152,38 @@ impl Loader {
         let build = move |section: &Section, context: Context| {
             let (loader, name, section) = (loader.clone(), called.clone(), section.clone());
             async move {
-                let path = loader.file(&name);
-                let pin = fs::read_to_string(loader.pin_file(&name)).ok();
-                let pin = pin.as_deref().and_then(|text| text.split_whitespace().next());
-                let (own, section) = split(&section).map_err(|error| invalid(&name, &error))?;
-                let pin = own.sha256.as_deref().or(pin);
-                let trusted = Trusted::read_in(&loader.directory, &path, pin)
-                    .map_err(|error| refused(&path, &error))?;
+                let (trusted, own, section) = loader.find(&name, &section)?;
                 let wanted = Wanted { name: Some(&name), interface: P::INTERFACE, section, context };
                 Ok(P::of(loader.open(trusted, own.isolation, wanted).await?))
             }
             .boxed()
         };
         Plugin::dynamic(name.to_owned(), |section| split(section).map(drop), build)
+    }
+
+    /// The file of that name, and its section without what is the host's.
+    fn find(&self, name: &str, section: &Section) -> Result<(Trusted, Own, Section), PluginError> {
+        let path = self.file(name);
+        let pin = fs::read_to_string(self.pin_file(name)).ok();
+        let pin = pin.as_deref().and_then(|text| text.split_whitespace().next());
+        let (own, section) = split(section).map_err(|error| invalid(name, &error))?;
+        let pin = own.sha256.as_deref().or(pin);
+        let trusted =
+            Trusted::read_in(&self.directory, &path, pin).map_err(|error| refused(&path, &error))?;
+        Ok((trusted, own, section))
+    }
+
+    /// Whether the plugin of that name would be loaded, and takes this section. It is asked in a process of its own,
+    /// which is then ended. Blocks.
+    ///
+    /// # Errors
+    /// It is not to be trusted, no plugin of this kind, or its section is wrong.
+    pub fn check(&self, interface: Interface, name: &str, section: &Section) -> Result<(), PluginError> {
+        let (trusted, _, section) = self.find(name, section)?;
+        let path = &trusted.path;
+        let described = process::describe(&self.start(&trusted, 0, Vec::new()));
+        let description = described.map_err(|error| about(path, error))?;
+        agreed(path, &description, Some(name), interface, &section).map(drop)
     }
 
     /// An instance of the plugin in any file, for trials: under its own name, from any directory.
@@ -247,22 +266,8 @@ struct Wanted<'a> {
 }
 
 impl Wanted<'_> {
-    fn check(
-        &self,
-        path: &Path,
-        description: &Description,
-    ) -> Result<host_plugin_protocol::Encoding, PluginError> {
-        let encoding = description.agree(self.interface).map_err(|error| refused(path, &error))?;
-        if let Some(name) = self.name.filter(|name| *name != description.name) {
-            let text = format!("{}: calls itself {:?}, not {name:?}", path.display(), description.name);
-            return Err(PluginError::new(ErrorKind::Invalid, text));
-        }
-        let schema = description.config_schema.as_deref().map(serde_json::from_str::<Value>);
-        if let Some(Ok(schema)) = schema {
-            let section = if self.section.is_null() { json!({}) } else { self.section.clone() };
-            schema::check(&schema, &section).map_err(|error| invalid(&description.name, &error))?;
-        }
-        Ok(encoding)
+    fn check(&self, path: &Path, description: &Description) -> Result<Encoding, PluginError> {
+        agreed(path, description, self.name, self.interface, &self.section)
     }
 
     fn config(&self) -> Vec<u8> {
@@ -279,6 +284,27 @@ impl Wanted<'_> {
         });
         config.to_string().into_bytes()
     }
+}
+
+/// What is spoken with a plugin that is the one that is wanted, and takes this section.
+fn agreed(
+    path: &Path,
+    description: &Description,
+    name: Option<&str>,
+    interface: Interface,
+    section: &Section,
+) -> Result<Encoding, PluginError> {
+    let encoding = description.agree(interface).map_err(|error| refused(path, &error))?;
+    if let Some(name) = name.filter(|name| *name != description.name) {
+        let text = format!("{}: calls itself {:?}, not {name:?}", path.display(), description.name);
+        return Err(PluginError::new(ErrorKind::Invalid, text));
+    }
+    let schema = description.config_schema.as_deref().map(serde_json::from_str::<Value>);
+    if let Some(Ok(schema)) = schema {
+        let section = if section.is_null() { json!({}) } else { section.clone() };
+        schema::check(&schema, &section).map_err(|error| invalid(&description.name, &error))?;
+    }
+    Ok(encoding)
 }
 
 /// The host's part of a section, and the plugin's.

@@ -1,6 +1,9 @@
 //! `plugin new`: a project that builds, with a test and CI.
 
-use std::{fs, path::Path};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
 
 use super::super::{
     args::{Language, PluginNewArgs},
@@ -33,7 +36,7 @@ const C: &[Template] = &[
 
 pub(super) fn new(args: &PluginNewArgs, out: &mut Out) -> Result<(), Failure> {
     let (files, sdk) = match args.lang {
-        Language::Rust => (RUST, sdk(args.sdk.as_deref().unwrap_or(Path::new(".")))?),
+        Language::Rust => (RUST, sdk(args.sdk.as_deref())?),
         Language::C => (C, String::new()),
     };
     let project = Path::new(&args.name);
@@ -57,15 +60,28 @@ pub(super) fn new(args: &PluginNewArgs, out: &mut Out) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Where the SDK is, below the source of the host service.
+const SDK: &str = "plugins/sdk/Cargo.toml";
+
 /// The source of the host service, as a project elsewhere names it.
-fn sdk(source: &Path) -> Result<String, Failure> {
+fn sdk(given: Option<&Path>) -> Result<String, Failure> {
+    let Some(source) = given.map(Path::to_owned).or_else(source) else {
+        return Err(Failure::new(
+            "the source of this host service, which has the SDK, is not around; say where it is by --sdk DIR",
+        ));
+    };
     let wrong = |why: String| Failure::new(format!("--sdk {}: {why}", source.display()));
     let source = source.canonicalize().map_err(|error| wrong(error.to_string()))?;
-    if !source.join("plugins/sdk/Cargo.toml").is_file() {
-        return Err(wrong(
-            "is not the source of this host service; there is no plugins/sdk in it".to_owned(),
-        ));
+    if !source.join(SDK).is_file() {
+        return Err(wrong(format!("is not the source of this host service; there is no {SDK} in it")));
     }
     let text = source.to_str().filter(|text| !text.contains(['"', '\\']));
     Ok(text.ok_or_else(|| wrong("cannot be written in a Cargo.toml".to_owned()))?.to_owned())
+}
+
+/// The source around this directory, or around this very program.
+fn source() -> Option<PathBuf> {
+    let around = [env::current_dir(), env::current_exe()];
+    let has_sdk = |directory: &&Path| directory.join(SDK).is_file();
+    around.iter().flatten().find_map(|path| path.ancestors().find(has_sdk).map(Path::to_owned))
 }
